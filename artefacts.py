@@ -1,0 +1,282 @@
+"""Artefacts: everything the scripts write and read back, and where each of them came from.
+
+Writes are atomic (a crash or Ctrl-C leaves the old file or the new one, never half of one), reads never run code of the
+file (no pickles), and every artefact has a JSON of the same stem beside it: the resolved configuration, its own
+fingerprint and those of the files it was made from. A later stage compares them, so that a shell loop cannot mix runs.
+"""
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import platform
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from utils import UserError
+
+BLOCK = 1 << 16  # bytes of a sample of a large file (fingerprint)
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Open `path` for writing in binary: a temporary file beside it that takes its place when the block ends well.
+
+    Raises UserError if the folder cannot be written to or the disk is full; the old file is then untouched.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would lock out the group on a shared machine
+        os.replace(temporary, path)
+        temporary = None
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself survives a power cut only if the folder is written too
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def save_npy(path, array):
+    """Write `array` as an .npy file, atomically."""
+    with atomic(path) as handle:
+        np.lib.format.write_array(handle, np.ascontiguousarray(array), allow_pickle=False)
+
+
+@contextlib.contextmanager
+def npy_writer(path, shape, dtype=np.float32):
+    """Write an .npy file of a known shape piece by piece, atomically: yields a function that takes the next rows.
+
+    The whole array is never in memory; raises ValueError if the pieces don't add up to `shape`.
+    """
+    dtype = np.dtype(dtype)
+    left = shape[0]
+    with atomic(path) as handle:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(handle, header)
+
+        def write(rows):
+            nonlocal left
+            if rows.shape[1:] != tuple(shape[1:]) or rows.dtype != dtype:
+                raise ValueError(f"rows of {rows.shape} {rows.dtype} for an array of {shape} {dtype}")
+            left -= len(rows)
+            handle.write(np.ascontiguousarray(rows).data)
+
+        yield write
+        if left:
+            raise ValueError(f"{path}: {left} rows of {shape[0]} were not written")
+
+
+def save_json(path, value):
+    """Write `value` as readable JSON, atomically."""
+    with atomic(path) as handle:
+        handle.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path, what):
+    """Read a JSON file; `what` says in an error message what it should have been. Raises UserError."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return json.load(handle)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not readable as {what}: {error}") from error
+
+
+def load_npy(path, hint):
+    """Open an .npy file memory-mapped and read-only, without unpickling anything.
+
+    `hint` says how to get the file. Raises UserError if it is missing, truncated, pickled or no array of numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {hint}")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, SyntaxError, TypeError) as error:
+        raise UserError(f"{path} is not a readable .npy file of numbers ({error}); {hint}") from error
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{path} holds {array.dtype}, not numbers; {hint}")
+    return array
+
+
+def read_rows(path, rows, piece=2048):
+    """The given rows of an .npy file as an array in memory.
+
+    In pieces, each through a mapping of its own: pages that were read once don't count as memory in use any more.
+    """
+    rows = np.asarray(rows)
+    first = np.lib.format.open_memmap(path, mode="r")
+    result = np.empty((len(rows), *first.shape[1:]), first.dtype)
+    for start in range(0, len(rows), piece):
+        part = np.lib.format.open_memmap(path, mode="r")
+        result[start : start + piece] = part[rows[start : start + piece]]
+    return result
+
+
+def fingerprint(path):
+    """SHA-256 of a file; of one over 64 MiB, of its length and 256 evenly spaced blocks.
+
+    The sample is enough to tell artefacts apart (another checkpoint changes every block of an embedding) and saves
+    reading gigabytes only to find that nothing changed.
+    """
+    digest = hashlib.sha256()
+    size = os.path.getsize(path)
+    with open(path, "rb") as handle:
+        if size <= 1 << 26:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+        else:
+            digest.update(str(size).encode())
+            for offset in np.linspace(0, size - BLOCK, 256).astype(np.int64):
+                handle.seek(int(offset))
+                digest.update(handle.read(BLOCK))
+    return digest.hexdigest()
+
+
+def record_path(path):
+    """The JSON beside an artefact: same folder, same stem."""
+    return Path(path).with_suffix(".json")
+
+
+def save_record(path, config, made_from, device, **more):
+    """Write the JSON beside the artefact `path`: configuration, fingerprints (its own, its parents'), versions."""
+    import torch
+
+    versions = {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
+    record = {
+        "artefact": Path(path).name,
+        "fingerprint": fingerprint(path),
+        "config": config,
+        "made_from": {str(parent): fingerprint(parent) for parent in made_from},
+        "versions": versions,
+        "device": device,
+    }
+    save_json(record_path(path), record | more)
+
+
+def load_record(path):
+    """The JSON beside an artefact, or None where there is none (a file of the released code).
+
+    Raises UserError if it belongs to another file than the one that lies there now.
+    """
+    json_path = record_path(path)
+    if not json_path.exists():
+        return None
+    record = read_json(json_path, "the JSON that goes with an artefact")
+    if not isinstance(record, dict) or not {"fingerprint", "config", "made_from"} <= record.keys():
+        raise UserError(f"{json_path} was not written by these scripts; remove it, or make {Path(path).name} again")
+    if record["fingerprint"] != fingerprint(path):
+        raise UserError(
+            f"{path} is not the file that {json_path.name} describes; make it again, or, if you "
+            f"replaced it on purpose, remove {json_path}"
+        )
+    return record
+
+
+def check_parents(path, record, repeat):
+    """Refuse the artefact `path` if one of the files it was made from has changed since. Raises UserError.
+
+    A parent that is gone (an embedding removed to save space) is no contradiction.
+    """
+    for parent, was in record["made_from"].items():
+        if os.path.exists(parent) and fingerprint(parent) != was:
+            raise UserError(f"{path} was made from an older {parent}; repeat: {repeat}")
+
+
+def save_state(path, state):
+    """Write a state dict (name -> tensor) atomically.
+
+    torch.save gets an open file: with a path it would put the file's stem into the archive, and equal weights
+    would give unequal files.
+    """
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, buffer)
+    with atomic(path) as handle:
+        handle.write(buffer.getbuffer())
+
+
+def load_state(path, module, dead=(), hint=""):
+    """Load a state dict into `module` strictly: exactly its names and shapes, finite numbers.
+
+    Names that start with one of `dead` are groups of weights that the released code saves and never uses: ignored.
+    Raises UserError that names the file and the first name that is wrong.
+    """
+    import torch
+
+    if not Path(path).is_file():
+        raise UserError(f"{path} is missing; {hint}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from KeyError to UnpicklingError on a foreign file
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a readable checkpoint ({first[:120]}); {hint}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} is not a plain state dict (parameter name -> tensor); {hint}")
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(dead))}
+    wanted = module.state_dict()
+    for name in wanted.keys() | state.keys():
+        if name not in state:
+            raise UserError(f"{path} lacks the weights {name!r}: another model's checkpoint? {hint}")
+        if name not in wanted:
+            raise UserError(f"{path} has weights {name!r} that this model does not: another model's? {hint}")
+        if state[name].shape != wanted[name].shape:
+            shapes = f"{tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+            raise UserError(f"{path}: weights {name!r} have shape {shapes}; does the model config fit? {hint}")
+        if not torch.isfinite(state[name]).all():
+            raise UserError(f"{path}: weights {name!r} hold NaN or infinity; {hint}")
+    module.load_state_dict(state)
+
+
+def save_table(path, rows):
+    """Write rows (dicts with the same keys) as CSV, atomically."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic(path) as handle:
+        handle.write(text.getvalue().encode())
+
+
+def append_row(path, row):
+    """Append one row (a dict) to a CSV file with a header, whole or not at all, even with two runs at once.
+
+    A lock file serialises the writers; the table is rewritten and renamed, so a crash leaves whole rows. Columns that
+    an older table lacks are added at its end, empty for the old rows.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.with_name(f".{path.name}.lock"), "w")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = []
+        if path.exists():
+            with open(path, newline="", encoding="utf-8") as handle:
+                rows = list(csv.DictReader(handle))
+            if any(None in old or None in old.values() for old in rows):
+                raise UserError(f"{path} has rows that don't fit its header; move it away and repeat")
+        columns = list(dict.fromkeys([*(rows[0] if rows else []), *row]))
+        save_table(path, [{column: r.get(column, "") for column in columns} for r in [*rows, row]])

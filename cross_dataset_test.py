@@ -1,0 +1,129 @@
+"""Stage 3: the source's classifier on all windows of a target data set that it has never seen.
+
+    python cross_dataset_test.py -d uci -td hhar
+
+reads   saved/pretrain_base_uci_20_120/model_masked_6_1.pt, saved/classifier_base_transformer_uci_20_120/
+        model_transformer.pt, dataset/hhar/{data,label}_20_120.npy
+writes  one row to saved/results.csv, and the predictions beside the classifier (model_transformer_hhar.npz)
+
+Nothing of the target is used for anything but these scores. Settings come from the artefacts' JSON.
+"""
+
+import sys
+
+from utils import make_parser, run
+
+
+def get_args(argv=None):
+    return make_parser(__doc__, train_cfg="config/train.json").parse_args(argv)
+
+
+args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+import artefacts  # noqa: E402
+import utils  # noqa: E402
+from metrics import report, scores  # noqa: E402
+from models import DEAD_CLASSIFIER, DEAD_MASKED, Classifier, MaskedModel, encode  # noqa: E402
+from utils import UserError  # noqa: E402
+
+
+@torch.no_grad()
+def classify(model, classifier, windows):
+    """Logits (N, classes) of raw windows (N, T, C): encoder, then classifier, batch after batch."""
+    device = next(classifier.parameters()).device
+    classifier.eval()
+    return torch.cat([classifier(h.to(device)).cpu() for h in encode(model, windows)])
+
+
+def settings(args, path, record):
+    """What the artefacts' JSON says of the run, checked against the flags; for a released classifier the flags."""
+    config = record["config"] if record else {}
+    cfg = utils.read_train_config(args)
+    embedding = config.get("embedding", {})
+    pretrain = embedding.get("pretrain", {})
+    recorded = config.get("train", {})
+    if record and args.train_cfg and (other := [key for key in cfg if key != "seed" and cfg[key] != recorded[key]]):
+        raise UserError(f"-t {args.train_cfg} contradicts {path}, made with another {', '.join(other)}; leave -t out")
+    if record and config["label_index"] != args.label_index:
+        raise UserError(f"-l {args.label_index} contradicts {path}, made with -l {config['label_index']}")
+    default = utils.read_config("config/pretrain.json", utils.PRETRAIN_KEYS, utils.DEAD_KEYS)
+    return {
+        "augment_method": utils.agreed("-am", args.augument_method, config.get("augment_method"), path, "channel_aug"),
+        "label_rate": utils.agreed("-lr", args.label_rate, config.get("label_rate"), path, 0.1),
+        "seed": utils.agreed("--seed", args.seed, recorded.get("seed"), path, cfg["seed"]),
+        "pretrain_seed": pretrain.get("seed", ""),
+        "epochs": embedding.get("epochs") or "",
+        "split_by": recorded.get("split_by", cfg["split_by"]),
+        "label_index": args.label_index,
+        "model_version": args.model_version,
+        "save_model": args.save_model,
+        "loss_weights": utils.loss_weights(pretrain if "lambda1" in pretrain else default),
+    }
+
+
+def main(args):
+    device = utils.pick_device(args.gpu)
+    model_cfg, classifier_cfg = (
+        utils.read_encoder_config(args.model_version), utils.read_classifier_config(args.model_version)
+    )  # fmt: skip
+    source_cfg = utils.dataset_config(args.dataset, args.dataset_version)
+    column, names = utils.label_names(source_cfg, args.label_index)
+    data, labels, target_cfg = utils.load_windows(args.target_dataset, args.dataset_version)
+    utils.check_fits(model_cfg, target_cfg)
+    target_column, target_names = utils.label_names(target_cfg, args.label_index)
+    if (target_column, target_names) != (column, names):
+        raise UserError(
+            f"-l {args.label_index} is {column} ({', '.join(names)}) in {args.dataset}, but {target_column} "
+            f"({', '.join(target_names)}) in {args.target_dataset}; dataset/data_config.json must name the same classes"
+        )
+    label_path = f"dataset/{args.target_dataset}/label_{args.dataset_version}.npy"
+    ids = utils.window_labels(labels, args.label_index, names, label_path)
+
+    path = utils.classifier_path(args)
+    again = f"python embedding.py -d {args.dataset} && python classifier.py -d {args.dataset} -s {args.save_model}"
+    classifier = Classifier(classifier_cfg, len(names))
+    artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
+    record = artefacts.load_record(path)
+    row = settings(args, path, record)
+    checkpoint = f"{utils.pretrain_stem(args, utils.pretrained_name(args))}_masked_{row['loss_weights']}.pt"
+    model = MaskedModel(model_cfg)
+    artefacts.load_state(checkpoint, model, DEAD_MASKED, f"make it with: python pretrain.py -d {args.dataset}")
+    if record:
+        artefacts.check_parents(path, record, again)
+        made_from = record["config"]["embedding"].get("checkpoint", checkpoint)
+        if made_from != checkpoint:
+            raise UserError(f"{path} was made from {made_from}, not from {checkpoint}; check -f and -s")
+
+    rows = np.flatnonzero(ids >= 0)  # a window whose label changes within it has none
+    if len(rows) == 0:
+        raise UserError(f"{label_path}: no window has one label throughout; nothing to test on")
+    if len(rows) < len(ids):
+        utils.warn(f"{len(ids) - len(rows)} windows of {args.target_dataset} change their label and are left out")
+    absent = [name for i, name in enumerate(names) if i not in ids[rows]]
+    if absent:
+        utils.warn(f"{args.target_dataset} has no window of {', '.join(absent)}: 0 in the macro means")
+    if args.dataset == args.target_dataset:
+        utils.warn(f"{args.target_dataset} is the source too: windows it was trained on are among those tested")
+
+    windows = torch.tensor(np.asarray(data[rows], dtype=np.float32))
+    logits = classify(model.to(device), classifier.to(device), windows).numpy()
+    result = scores(ids[rows], logits.argmax(1), len(names))
+    target = args.target_dataset + (" (simulated)" if target_cfg.get("simulated") else "")
+    print(report(f"{args.dataset} -> {target}", result, names))
+
+    weights = row.pop("loss_weights").split("_")
+    head = {"source": args.dataset, "target": args.target_dataset, "dataset_version": args.dataset_version}
+    first = {key: row.pop(key) for key in ("augment_method", "label_rate", "seed")}
+    numbers = {key: round(value, 6) for key, value in result.items() if key not in ("confusion", "majority")}
+    more = {"majority": round(result["majority"], 6), "lambda1": weights[0], "lambda2": weights[1]}
+    with artefacts.atomic(path.with_name(f"{path.stem}_{args.target_dataset}.npz")) as handle:
+        np.savez(handle, window=rows, label=ids[rows], logits=logits)
+    artefacts.append_row("saved/results.csv", head | first | numbers | row | more)
+    return result | {"names": names, "predictions": logits.argmax(1)}
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, args))

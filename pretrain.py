@@ -1,0 +1,204 @@
+"""Stage 1: hierarchical self-supervised pretraining on the source data set's windows, without labels.
+
+    python pretrain.py -d uci
+
+reads   dataset/uci/{data,label}_20_120.npy (python dataset/prepare.py -d uci makes them)
+writes  saved/pretrain_base_uci_20_120/model_masked_6_1.pt   the masked model: encoder and reconstruction head
+        saved/pretrain_base_uci_20_120/model_TC_6_1.pt       the contrastive head
+        a JSON beside each, and model_losses_6_1.csv with every epoch's losses
+
+The first epochs minimise the masked loss alone, the last n_epochs_cl epochs lambda1 * masked + lambda2 * contrastive;
+the epoch with the lowest validation loss of that second part is saved. Interrupted, the same command continues.
+"""
+
+import sys
+
+from utils import make_parser, run
+
+
+def get_args(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("--plain", action="store_true", help="the plain path instead of the fast one (same numbers)")
+    parser.add_argument("--restart", action="store_true", help="start afresh where an interrupted run left its state")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
+
+import math  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import artefacts  # noqa: E402
+import utils  # noqa: E402
+from augment import augment_copies, copy_count, draw_masks, hide, make_generator, two_views  # noqa: E402
+from models import DEAD_MASKED, Contrastive, MaskedModel, draw_keep, nt_xent  # noqa: E402
+from resume import Resume  # noqa: E402
+from utils import UserError  # noqa: E402
+
+
+def losses(model, head, views, masks, keep, both):
+    """The two losses of a batch, plainly: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`."""
+    x = views.flatten(0, 1)  # (2B, T, C): the mean over both views is the mean of the views' losses
+    masked, h = model(hide(x, masks), masks.positions, x)
+    if not both:
+        return masked, torch.zeros_like(masked)
+    B = len(h) // 2
+    z1 = head(h[:B], {name: part[:B] for name, part in keep.items()} if keep else None)
+    z2 = head(h[B:], {name: part[B:] for name, part in keep.items()} if keep else None)
+    return masked, nt_xent(z1, z2)
+
+
+def draw_epoch(n, B, steps, shape, mask_cfg, head, generator):
+    """Everything random of an epoch in one go: order (steps, B), masks and dropout factors of its steps * 2B visits."""
+    order = torch.randperm(n, generator=generator, device=generator.device)[: steps * B].view(steps, B)
+    masks = draw_masks(steps * 2 * B, *shape, mask_cfg, generator)
+    keep = draw_keep(steps * 2 * B, head.seq_transformer.c_token.shape[-1], head.P_FF, generator)
+    return order, masks, keep
+
+
+def train_epoch(step_losses, model, head, optimizer, views, cfg, mask_cfg, generator, steps, both):
+    """One epoch of training; returns the mean (masked, contrastive) loss as a tensor on the device."""
+    model.train(), head.train()
+    n = views.shape[1]
+    B = min(cfg["batch_size"], n)
+    order, masks, keep = draw_epoch(n, B, steps, views.shape[2:], mask_cfg, head, generator)
+    total = torch.zeros(2, device=views.device)
+    for step in range(steps):
+        visits = slice(step * 2 * B, (step + 1) * 2 * B)
+        dropout = {name: part[visits] for name, part in keep.items()}
+        masked, contrastive = step_losses(model, head, views[:, order[step]], masks.pick(visits), dropout, both)
+        loss = cfg["lambda1"] * masked + cfg["lambda2"] * contrastive if both else masked
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += torch.stack([masked.detach(), contrastive.detach()])
+    return total / steps
+
+
+@torch.no_grad()
+def validate(step_losses, model, head, views, masks, batch_size, both):
+    """Mean (masked, contrastive) validation loss in eval mode, with the same masks every time.
+
+    All windows, in equal batches of at most batch_size: the contrastive loss depends on the batch's size.
+    """
+    model.eval(), head.eval()
+    n = views.shape[1]
+    total = torch.zeros(2, device=views.device)
+    for part in torch.arange(n, device=views.device).tensor_split(math.ceil(n / batch_size)):
+        both_views = torch.cat([part, part + n])
+        total += torch.stack(step_losses(model, head, views[:, part], masks.pick(both_views), None, both)) * len(part)
+    return total / n
+
+
+def main(args):
+    cfg = utils.read_train_config(args)
+    mask_cfg = utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",))
+    model_cfg = utils.read_encoder_config(args.model_version)
+    device = utils.pick_device(args.gpu)
+    method = args.augument_method or "channel_aug"
+    data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
+    utils.check_fits(model_cfg, data_cfg, mask_cfg)
+    data_path = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
+
+    windows = augment_copies(torch.tensor(np.asarray(data, dtype=np.float32), device=device), method, cfg["seed"])
+    rows = utils.split_windows(len(data), copy_count(method), cfg["seed"], cfg["split_by"])
+    train_rows, val_rows = (torch.as_tensor(part, device=device) for part in rows[:2])
+    if min(len(train_rows), len(val_rows)) < 2:
+        raise UserError(f"{data_path} holds {len(data)} windows, too few to train and validate on: add more")
+    views = two_views(windows[train_rows], make_generator(device, cfg["seed"], "views"))
+    val_views = two_views(windows[val_rows], make_generator(device, cfg["seed"], "validation views"))
+    val_generator = make_generator(device, cfg["seed"], "validation masks")
+    val_masks = draw_masks(2 * len(val_rows), *val_views.shape[2:], mask_cfg, val_generator)
+
+    torch.manual_seed(cfg["seed"])
+    model, head = MaskedModel(model_cfg).to(device), Contrastive(model_cfg["hidden"]).to(device)
+    weights = utils.loss_weights(cfg)
+    stem = utils.pretrain_stem(args, args.save_model)
+    made_from = [data_path]
+    if args.model_file:
+        start = utils.pretrain_stem(args, args.model_file)
+        made_from += load_pretrained(start, weights, model, head)
+    optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=cfg["lr"], fused=True)
+
+    step_losses = losses
+    steps = len(train_rows) // min(cfg["batch_size"], len(train_rows))
+    config = {
+        "dataset": args.dataset, "dataset_version": args.dataset_version, "augment_method": method,
+        "model_version": args.model_version, "train": cfg, "mask": mask_cfg, "model": model_cfg,
+    }  # fmt: skip
+    resume = Resume(f"{stem}_state_{weights}.pt", config | {"data": artefacts.fingerprint(data_path)}, args.restart)
+    first, best, history = 0, {"loss": math.inf}, []
+    if state := resume.load():
+        model.load_state_dict(state["model"]), head.load_state_dict(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, best, history = state["epoch"], state["best"], state["history"]
+        print(f"continuing from {resume.path}: {first} of {cfg['n_epochs']} epochs are done")
+    joint = cfg["n_epochs"] - cfg["n_epochs_cl"]  # the first epoch with both losses
+
+    print(f"{args.dataset}: {len(data)} windows, {len(train_rows)} for training and {len(val_rows)} for validation "
+          f"with their copies ({method}); {steps} steps an epoch on {device}")  # fmt: skip
+    with resume.guard(), tqdm(total=cfg["n_epochs"], initial=first, unit="epoch", disable=args.quiet) as bar:
+        for epoch in range(first, cfg["n_epochs"]):
+            left = cfg["total_steps"] - epoch * steps if cfg["total_steps"] else steps
+            if left <= 0:
+                break
+            both = epoch >= joint
+            if epoch == joint:
+                best = {"loss": math.inf}  # what is saved comes from the epochs with both losses
+            generator = make_generator(device, cfg["seed"], "epoch", epoch)
+            if cfg["views"] == "epoch" and epoch > 0:
+                views = two_views(windows[train_rows], make_generator(device, cfg["seed"], "views", epoch))
+            trained = train_epoch(
+                step_losses, model, head, optimizer, views, cfg, mask_cfg, generator, min(steps, left), both
+            )
+            validated = validate(step_losses, model, head, val_views, val_masks, cfg["batch_size"], both)
+            row = dict(zip(("train_masked", "train_contrastive", "val_masked", "val_contrastive"),
+                           torch.cat([trained, validated]).tolist(), strict=True))  # fmt: skip
+            loss = row["val_masked"]
+            if both:
+                loss = cfg["lambda1"] * row["val_masked"] + cfg["lambda2"] * row["val_contrastive"]
+            if not all(map(math.isfinite, row.values())):
+                terms = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+                raise UserError(f"the loss is not finite in epoch {epoch + 1} ({terms}); lower 'lr' in the -t config")
+            history.append({"epoch": epoch + 1, **row, "val_loss": loss})
+            if loss < best["loss"]:
+                snapshot = {"model": model.state_dict(), "head": head.state_dict()}
+                best = {"loss": loss, "epoch": epoch + 1} | {
+                    name: {key: tensor.clone() for key, tensor in part.items()} for name, part in snapshot.items()
+                }
+            bar.set_postfix_str(f"masked {row['train_masked']:.3f} contrastive {row['train_contrastive']:.3f} "
+                                f"validation {loss:.3f} best {best['loss']:.3f}", refresh=False)  # fmt: skip
+            bar.update()
+            resume.after_epoch(lambda epoch=epoch, best=best: {
+                "model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict(),
+                "epoch": epoch + 1, "best": best, "history": history,
+            })  # fmt: skip
+
+    paths = [f"{stem}_masked_{weights}.pt", f"{stem}_TC_{weights}.pt"]
+    for path, part in zip(paths, ("model", "head"), strict=True):
+        artefacts.save_state(path, best[part])
+        artefacts.save_record(path, config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
+    artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
+    resume.finished()
+    print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {paths[0]}, {paths[1]}")
+    return {"paths": paths, "best_loss": best["loss"], "best_epoch": best["epoch"], "history": history}
+
+
+def load_pretrained(stem, weights, model, head=None):
+    """Load the masked model, and the contrastive head if given, from STEM_{masked,TC}_6_1.pt; returns the paths."""
+    hint = f"make it with: python pretrain.py -s {stem.name}"
+    paths = [f"{stem}_masked_{weights}.pt"]
+    artefacts.load_state(paths[0], model, DEAD_MASKED, hint)
+    if head is not None:
+        names = [f"{stem}_{name}_{weights}.pt" for name in ("TC", "Contrastive")]  # ours, else the released code's
+        paths += [next((name for name in names if artefacts.Path(name).exists()), names[0])]
+        artefacts.load_state(paths[1], head, hint=hint)
+    return paths
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, args))

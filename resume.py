@@ -1,0 +1,102 @@
+"""Interrupted training goes on where it stopped: the whole state of a run, kept beside what the run will write.
+
+An epoch is a function of (seed, epoch) and of the state at its start, so states are taken between epochs only, and a
+resumed run gives the same bits as an undisturbed one (on the CPU; on CUDA to rounding).
+"""
+
+import contextlib
+import io
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from artefacts import atomic
+from utils import UserError
+
+COPY_SECONDS = 1  # how much work an interruption may cost
+WRITE_SECONDS = 15  # and a kill that leaves no time to write
+
+
+def copied(value):
+    """A deep copy of nested dicts, lists and tensors, the tensors on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [copied(item) for item in value]
+    return value
+
+
+def differing(old, new, prefix=""):
+    """Names of the keys in which two nested configurations differ."""
+    names = []
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += differing(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(f"{prefix}{key} ({a} then, {b} now)")
+    return names
+
+
+class Resume:
+    """The state file of one run. `config` is all that the result depends on; another one's state is refused."""
+
+    def __init__(self, path, config, restart=False):
+        self.path = Path(path)
+        self.config = json.loads(json.dumps(config))
+        self.kept = None
+        self.last_copy = self.last_write = time.monotonic()
+        if restart:
+            self.path.unlink(missing_ok=True)
+
+    def load(self):
+        """The state of an interrupted run, or None. Raises UserError if it cannot be read or is another run's."""
+        if not self.path.exists():
+            return None
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            config, state = json.loads(state["config"]), state["state"]
+        except Exception as error:  # torch raises anything from KeyError to UnpicklingError
+            raise UserError(f"{self.path} is not a readable training state; start afresh with --restart") from error
+        if config != self.config:
+            keys = ", ".join(differing(config, self.config))
+            raise UserError(
+                f"{self.path} was left by a run with another configuration: {keys}; "
+                "repeat the command of that run, or start afresh with --restart"
+            )
+        return state
+
+    def after_epoch(self, make_state):
+        """Call between epochs: copies the state that make_state() gives now and then, writes it now and then."""
+        now = time.monotonic()
+        if self.kept is None or now - self.last_copy >= COPY_SECONDS:
+            self.kept, self.last_copy = copied(make_state()), now
+        if now - self.last_write >= WRITE_SECONDS:
+            self.write()
+
+    def write(self):
+        """Write the state last copied, atomically."""
+        buffer = io.BytesIO()
+        torch.save({"config": json.dumps(self.config), "state": self.kept}, buffer)
+        with atomic(self.path) as handle:
+            handle.write(buffer.getbuffer())
+        self.last_write = time.monotonic()
+
+    @contextlib.contextmanager
+    def guard(self):
+        """Around the training loop: when it is interrupted or fails, the state goes to the file and the user knows."""
+        try:
+            yield
+        except BaseException:
+            if self.kept is not None:
+                self.write()
+                print(f"\nstate kept in {self.path}; the same command continues from there", flush=True)
+            raise
+
+    def finished(self):
+        """The run is complete and its artefacts are written: the state is of no more use."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,445 @@
+"""Command line, configuration, and loading and splitting windows: what all four scripts share.
+
+Nothing here imports torch at the top, so that `--help` and a mistyped flag answer at once.
+"""
+
+import argparse
+import difflib
+import json
+import math
+import re
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+AUGMENTATIONS = ("channel_aug", "rotation_random", "jitter", "scaling", "permutation", "none")
+COPIES = 6  # every augmentation but `none` turns N windows into 6N
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that names the file, key or flag and says what to do."""
+
+
+# ---------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one `error:` line and exit status 2, without the usage block."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def run(main, args):
+    """Run a script's main(args) as a command: UserError gives one line and status 2, Ctrl-C and SIGTERM give 130."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        main(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def warn(message):
+    """One `warning:` line on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def _number(kind, test, wanted):
+    """An argparse type: a number of `kind` for which `test` holds; `wanted` is the text for the error."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not test(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return convert
+
+
+def _name(text):
+    """An argparse type: a plain name that cannot leave its folder."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a plain name (letters, digits, '_', '-', '.'; no path)")
+    return text
+
+
+def _device(text):
+    """An argparse type: a GPU index, or `cpu`."""
+    return text if text == "cpu" else _number(int, lambda n: n >= 0, "a GPU's index (0, 1, ...) or cpu")(text)
+
+
+def make_parser(description, train_cfg="config/pretrain.json"):
+    """The parser of the four scripts: the released code's flags, and --seed. `train_cfg` is the default of -t.
+
+    Flags whose value may also come from an artefact's JSON have no default here: None means "not given".
+    """
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-mv", "--model_version", type=_name, default="v1", help="entry of the model configs (default v1)")
+    add("-d", "--dataset", type=_name, default="uci", help="source data set (default uci)")
+    add("-td", "--target_dataset", type=_name, default="uci", help="target data set of stage 3 (default uci)")
+    add("-dv", "--dataset_version", type=_name, default="20_120", help="rate_length of the windows (default 20_120)")
+    add("-g", "--gpu", type=_device, help="index of the GPU, or cpu (default: the first GPU, else the CPU)")
+    add("-f", "--model_file", type=_name, help="stem of the pretrained model to read; pretrain.py starts from it")
+    add("-t", "--train_cfg", help=f"training configuration (default {train_cfg})")
+    add("-a", "--mask_cfg", default="config/mask.json", help="masking configuration (default config/mask.json)")
+    index = _number(int, lambda n: n >= 0, "a column's index (0, 1, ...)")
+    add("-l", "--label_index", type=index, default=0, help="label column to classify (default 0, the activity)")
+    add("-s", "--save_model", type=_name, default="model", help="stem of the saved model's name (default model)")
+    rate = _number(float, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
+    add("-lr", "--label_rate", type=rate, help="share of the training windows whose labels are seen (default 0.1)")
+    add("-am", "--augument_method", "--augment_method", choices=AUGMENTATIONS, help="default channel_aug")
+    seed = _number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
+    add("--seed", type=seed, help="random seed, over the training configuration's")
+    parser.set_defaults(default_train_cfg=train_cfg)
+    return parser
+
+
+def pick_device(gpu):
+    """The torch.device for -g: None is the first GPU, else the CPU. Raises UserError for a GPU that is not there."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpu == "cpu" or (gpu is None and count == 0):
+        return torch.device("cpu")
+    if (gpu or 0) >= count:
+        there = ", ".join(f"{i} ({torch.cuda.get_device_name(i)})" for i in range(count)) or "none"
+        raise UserError(f"-g {gpu}: no such GPU; GPUs here: {there}; leave -g out to use the first GPU or the CPU")
+    torch.cuda.set_device(gpu or 0)
+    return torch.device("cuda", gpu or 0)
+
+
+# ---------------------------------------------------------------------------------------------- configuration
+
+REQUIRED = object()
+
+
+def _whole(low, high=2**31):
+    return (lambda x: isinstance(x, int) and not isinstance(x, bool) and low <= x <= high, f"a whole number from {low}")
+
+
+def _real(low, high=math.inf, strict=False):
+    """A finite number in [low, high], or in (low, high] if `strict`."""
+
+    def test(x):
+        number = isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+        return number and (low < x if strict else low <= x) and x <= high
+
+    return test, f"a number {'above' if strict else 'from'} {low}" + ("" if high == math.inf else f" up to {high}")
+
+
+def _choice(*values):
+    return (lambda x: isinstance(x, str) and x in values, "one of " + ", ".join(values))
+
+
+_flag = (lambda x: isinstance(x, bool), "true or false")
+_seed = (_whole(0)[0], "a whole number from 0")
+_split_by = (_choice("window", "copy"), "window")
+
+# key: ((test, what is wanted), default)
+TRAIN_KEYS = {
+    "seed": (_whole(0, 2**32 - 1), REQUIRED),
+    "batch_size": (_whole(2), REQUIRED),
+    "lr": (_real(0, 10, strict=True), REQUIRED),
+    "n_epochs": (_whole(1), REQUIRED),
+    "total_steps": (_whole(0), 0),  # 0: no limit
+    "split_by": _split_by,
+}
+PRETRAIN_KEYS = TRAIN_KEYS | {
+    "n_epochs_cl": (_whole(0), None),  # None: the second half
+    "lambda1": (_real(0), 6),
+    "lambda2": (_real(0), 1),
+    "views": (_choice("once", "epoch"), "once"),
+}
+MASK_KEYS = {
+    "mask_ratio": (_real(0, 0.9, strict=True), REQUIRED),
+    "max_gram": (_whole(1, 1000), REQUIRED),
+    "mask_prob": (_real(0, 1), REQUIRED),
+    "replace_prob": (_real(0, 1), 0.0),
+}
+ENCODER_KEYS = {
+    "feature_num": (_whole(1, 1000), REQUIRED),
+    "hidden": (_whole(1, 10000), REQUIRED),
+    "hidden_ff": (_whole(1, 100000), REQUIRED),
+    "n_layers": (_whole(1, 100), REQUIRED),
+    "n_heads": (_whole(1, 1000), REQUIRED),
+    "seq_len": (_whole(2, 100000), REQUIRED),
+    "emb_norm": (_flag, True),
+}
+CLASSIFIER_KEYS = {
+    "input_size": (_whole(1, 10000), REQUIRED),
+    "hidden_size": (_whole(2, 10000), REQUIRED),
+    "num_layers": (_whole(1, 100), REQUIRED),
+    "num_heads": (_whole(1, 1000), REQUIRED),
+    "dropout_ratio": (_real(0, 0.99), REQUIRED),
+    "dim_feedforward": (_whole(1, 100000), REQUIRED),
+}
+DEAD_KEYS = ("warmup", "save_steps", "batch_size_finetune")  # in the released configs, without effect there
+DEAD_CLASSIFIER_KEYS = (*DEAD_KEYS, "lambda1", "lambda2", "n_epochs_cl")
+
+
+def find_config(path):
+    """`path` from the current folder, else from the folder of the scripts. Raises UserError if it is in neither."""
+    for candidate in (Path(path), HERE / path):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{path} is missing: give the path of an existing file, or run from the project's folder")
+
+
+def read_config(path, keys, dead=(), entry=None):
+    """Read a JSON configuration and check every key against `keys`; the defaults fill what is left out.
+
+    `entry` picks one object of the file (`base_v1`). Keys in `dead` are named in one warning and dropped.
+    Raises UserError that names the file, the key, and for an unknown key the nearest known one.
+    """
+    from artefacts import read_json
+
+    config = read_json(find_config(path), "a JSON configuration")
+    where = str(path)
+    if entry is not None:
+        if not isinstance(config, dict) or entry not in config:
+            there = ", ".join(config) if isinstance(config, dict) else "none"
+            raise UserError(f"{path} has no entry {entry!r} (there: {there}); add it, or choose another with -mv")
+        config, where = config[entry], f"{path}, {entry}"
+    if not isinstance(config, dict):
+        raise UserError(f"{where} must be a JSON object of keys and values")
+    ignored = [key for key in config if key in dead]
+    if ignored:
+        warn(f"{where}: {', '.join(ignored)} {'does' if len(ignored) == 1 else 'do'} nothing here")
+    result = {}
+    for key in config:
+        if key not in keys and key not in dead:
+            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(keys)}"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    for key, ((test, wanted), default) in keys.items():
+        if key not in config and default is REQUIRED:
+            raise UserError(f"{where}: key {key!r} is missing; add it ({wanted})")
+        result[key] = config.get(key, default)
+        if key in config and not test(result[key]):
+            raise UserError(f"{where}: {key!r} is {json.dumps(result[key])[:80]}, but must be {wanted}")
+    return result
+
+
+def read_train_config(args):
+    """The training configuration of -t with --seed applied; pretraining's if the script's default is pretrain.json."""
+    path = args.train_cfg or args.default_train_cfg
+    pretraining = args.default_train_cfg == "config/pretrain.json"
+    keys, dead = (PRETRAIN_KEYS, DEAD_KEYS) if pretraining else (TRAIN_KEYS, DEAD_CLASSIFIER_KEYS)
+    config = read_config(path, keys, dead)
+    if pretraining:
+        if config["n_epochs_cl"] is None:
+            config["n_epochs_cl"] = config["n_epochs"] - config["n_epochs"] // 2
+        if config["n_epochs_cl"] > config["n_epochs"]:
+            raise UserError(f"{path}: 'n_epochs_cl' {config['n_epochs_cl']} is more than n_epochs {config['n_epochs']}")
+    if args.seed is not None:
+        config["seed"] = args.seed
+    return config
+
+
+def read_encoder_config(version):
+    """Entry base_VERSION of config/pretrain_model.json."""
+    path = "config/pretrain_model.json"
+    config = read_config(path, ENCODER_KEYS, entry=f"base_{version}")
+    if config["hidden"] % config["n_heads"]:
+        raise UserError(f"{path}, base_{version}: 'hidden' {config['hidden']} is no multiple of n_heads")
+    return config
+
+
+def read_classifier_config(version):
+    """Entry transformer_VERSION of config/classifier.json."""
+    path = "config/classifier.json"
+    config = read_config(path, CLASSIFIER_KEYS, entry=f"transformer_{version}")
+    if config["hidden_size"] % config["num_heads"] or config["hidden_size"] % 2:
+        raise UserError(f"{path}: 'hidden_size' {config['hidden_size']} must be even and a multiple of num_heads")
+    return config
+
+
+def check_fits(model_cfg, data_cfg, mask_cfg=None):
+    """Raise UserError unless the encoder's configuration fits the data set's (and the masks fit its windows)."""
+    for key, of_data in (("feature_num", "dimension"), ("seq_len", "seq_len")):
+        if model_cfg[key] != data_cfg.get(of_data):
+            raise UserError(
+                f"config/pretrain_model.json: {key!r} is {model_cfg[key]}, but dataset/data_config.json's "
+                f"{of_data!r} is {data_cfg.get(of_data)}; choose another -mv or -dv"
+            )
+    if mask_cfg and round(mask_cfg["mask_ratio"] * model_cfg["seq_len"]) >= model_cfg["seq_len"]:
+        raise UserError("config/mask.json: 'mask_ratio' leaves no step unmasked; lower it")
+
+
+# ---------------------------------------------------------------------------------------------- artefacts' paths
+
+
+def _version(args):
+    return "" if args.model_version == "v1" else f"_{args.model_version}"
+
+
+def pretrain_stem(args, stem, dataset=None):
+    """saved/pretrain_base_D_DV/STEM, to which _masked_6_1.pt and the like are added."""
+    folder = f"pretrain_base{_version(args)}_{dataset or args.dataset}_{args.dataset_version}"
+    return Path("saved") / folder / stem
+
+
+def embedding_paths(args):
+    """(embed, label) .npy paths of the source set under the pretrained stem in use."""
+    stem = pretrained_name(args)
+    folder = Path("embed") if args.model_version == "v1" else Path("embed") / args.model_version
+    end = f"{'' if stem == 'model' else stem}_{args.dataset}_{args.dataset_version}.npy"
+    return folder / f"embed{end}", folder / f"label{end}"
+
+
+def classifier_path(args):
+    """saved/classifier_base_transformer_D_DV/NAME_transformer.pt."""
+    folder = f"classifier_base{_version(args)}_transformer_{args.dataset}_{args.dataset_version}"
+    return Path("saved") / folder / f"{args.save_model}_transformer.pt"
+
+
+def pretrained_name(args):
+    """The stem of the pretrained model that stages 2a to 3 read: -f, else -s."""
+    return args.model_file or args.save_model
+
+
+def loss_weights(train_cfg):
+    """The two loss weights as they stand in file names: 6_1."""
+    return f"{train_cfg['lambda1']:g}_{train_cfg['lambda2']:g}"
+
+
+# ---------------------------------------------------------------------------------------------- windows
+
+
+def dataset_config(dataset, version):
+    """The data set's entry in dataset/data_config.json. Raises UserError that lists those there."""
+    from artefacts import read_json
+
+    path = "dataset/data_config.json"
+    entries = read_json(find_config(path), "the data sets' configuration")
+    key = f"{dataset}_{version}"
+    if not isinstance(entries, dict) or not isinstance(entries.get(key), dict):
+        there = ", ".join(entries) if isinstance(entries, dict) else "none"
+        raise UserError(f"{path} has no entry {key!r} (there: {there}); check -d, -td and -dv")
+    return entries[key]
+
+
+def label_names(config, index, where="dataset/data_config.json"):
+    """What label column `index` is, and the names of its ids: ("activity", ["walking", ...])."""
+    columns = {config[key]: key.removesuffix("_label_index") for key in config if key.endswith("_label_index")}
+    columns.pop(-1, None)
+    if index not in columns:
+        there = ", ".join(f"{i} ({name})" for i, name in sorted(columns.items()))
+        raise UserError(f"-l {index}: {where} describes no such label column; columns: {there}")
+    name = columns[index]
+    size, names = config.get(f"{name}_label_size"), config.get(f"{name}_label")
+    if not isinstance(size, int) or size < 1 or (names and len(names) != size):
+        raise UserError(f"{where}: {name}_label_size must be the number of ids, and {name}_label name each of them")
+    return name, [str(n) for n in names] if names else [f"{name} {i}" for i in range(size)]
+
+
+def load_windows(dataset, version):
+    """Open the windows of a data set: data (N, T, 6), memory-mapped; labels (N, T, K) numbers; its config entry.
+
+    Raises UserError for whatever is missing or malformed: shapes, types, NaN, infinities, ids that don't fit.
+    """
+    from artefacts import load_npy
+
+    config = dataset_config(dataset, version)
+    folder = Path("dataset") / dataset
+    paths = [folder / f"{kind}_{version}.npy" for kind in ("data", "label")]
+    hint = f"make it with: python dataset/prepare.py -d {dataset}"
+    data, labels = (load_npy(path, hint) for path in paths)
+    steps, channels = config.get("seq_len"), config.get("dimension")
+    if data.ndim != 3 or data.shape[1:] != (steps, channels):
+        raise UserError(f"{paths[0]} has shape {data.shape}, not (windows, {steps}, {channels}); {hint}")
+    if labels.ndim != 3 or labels.shape[:2] != data.shape[:2] or labels.shape[2] < 1:
+        raise UserError(f"{paths[1]} has shape {labels.shape}, not ({len(data)}, {steps}, columns); {hint}")
+    if len(data) == 0:
+        raise UserError(f"{paths[0]} holds no windows; {hint}")
+    for start in range(0, len(data), 4096):  # in pieces: a memory-mapped file may be larger than memory
+        if not np.isfinite(data[start : start + 4096]).all():
+            raise UserError(f"{paths[0]} holds NaN or infinity; {hint}")
+    if not np.isfinite(labels).all():
+        raise UserError(f"{paths[1]} holds NaN or infinity; {hint}")
+    return data, labels, config
+
+
+def window_labels(labels, index, names, where):
+    """One id per window from a label column: (N,) int64, -1 for a window whose label changes within it.
+
+    Raises UserError if an id is no whole number or outside 0 .. len(names) - 1; `where` names the file.
+    """
+    if index >= labels.shape[2]:
+        raise UserError(f"-l {index}: {where} has only {labels.shape[2]} label columns")
+    column = np.asarray(labels[:, :, index])
+    first = column[:, 0].astype(np.int64)
+    low, high = column.min(), column.max()
+    if low >= 1 and high == len(names):
+        raise UserError(f"{where}: the ids of column {index} start at 1; subtract 1, ids count from 0")
+    if low < 0 or high >= len(names) or (column != np.floor(column)).any():
+        raise UserError(
+            f"{where}: column {index} holds {low:g} to {high:g}, not ids from 0 to {len(names) - 1} "
+            f"(dataset/data_config.json says {len(names)})"
+        )
+    return np.where((column == column[:, :1]).all(1), first, -1)
+
+
+def split_windows(count, copies, seed, split_by):
+    """Rows of the `copies` x `count` stacked windows for (training, validation, test): shuffled, 80/10/10 %.
+
+    Row c * count + i is copy c of window i. "window" shuffles the windows, all copies of one together; "copy" shuffles
+    the rows, as the released code does: NumPy's RandomState seeded, arange shuffled, cut.
+    """
+    items = count if split_by == "window" else count * copies
+    order = np.arange(items)
+    np.random.RandomState(seed).shuffle(order)
+    cuts = [int(items * 0.8), int(items * 0.8) + int(items * 0.1)]
+    parts = np.split(order, cuts)
+    if split_by == "window":
+        parts = [with_copies(part, count, copies) for part in parts]
+    return parts
+
+
+def with_copies(windows, count, copies):
+    """Rows of all copies of the given windows: (copies * len,), copy after copy."""
+    return (np.arange(copies)[:, None] * count + np.asarray(windows)[None]).reshape(-1)
+
+
+def pick_labelled(rows, rate, count, copies, seed, split_by):
+    """The share `rate` of the training rows whose labels the classifier may see: at least one window.
+
+    Seeded again and shuffled, the first share taken, by window or by copy like the split.
+    """
+    items = rows[: len(rows) // copies] if split_by == "window" else rows  # the first copy's rows stand for the windows
+    order = np.arange(len(items))
+    np.random.RandomState(seed).shuffle(order)
+    chosen = items[order[: max(1, int(len(items) * rate))]]
+    return with_copies(chosen % count, count, copies) if split_by == "window" else chosen
+
+
+def agreed(flag, given, recorded, where, default=None):
+    """A setting that an artefact's JSON records: that value, unless the user's flag says otherwise, an error.
+
+    `recorded` is None where there is no JSON (a released file): then the flag counts, or `default`.
+    """
+    if recorded is None:
+        return default if given is None else given
+    if given is not None and given != recorded:
+        raise UserError(f"{flag} {given} contradicts {where}, made with {recorded}; leave {flag} out, or make it again")
+    return recorded
+
+
+def majority_rate(labels, classes):
+    """Share of the most frequent class: the accuracy of always answering it."""
+    return float(np.bincount(labels, minlength=classes).max() / max(1, len(labels)))
