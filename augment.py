@@ -49,9 +49,9 @@ def augment_copies(x, method, seed):
     if method == "channel_aug":
         orders = [[*order, *(axis + 3 for axis in order)] for order in itertools.permutations(range(3))]
         return torch.cat([x[:, :, order] for order in orders])
-    alter = {"rotation_random": rotate, "jitter": jitter, "scaling": scale_axes, "permutation": permute_segments}[method]
+    alters = {"rotation_random": rotate, "jitter": jitter, "scaling": scale_axes, "permutation": permute_segments}
     generator = make_generator("cpu", seed, method)
-    return torch.cat([alter(x, generator) for _ in range(COPIES - 1)] + [x])
+    return torch.cat([alters[method](x, generator) for _ in range(COPIES - 1)] + [x])
 
 
 def random_rotation(generator):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from augment import instance_norm, take_steps
+from augment import hide, instance_norm, take_steps
 
 DEAD_MASKED = ("fc.",)  # weights that the released masked model saves and never uses
 DEAD_CLASSIFIER = ("encoder_layer.",)  # likewise of the released classifier
@@ -283,6 +283,18 @@ def nt_xent(z1, z2, temperature=0.2):
     similarity = similarity.masked_fill(torch.eye(len(z), dtype=torch.bool, device=z.device), -torch.inf)
     partner = torch.arange(len(z), device=z.device).roll(len(z1))
     return F.cross_entropy(similarity, partner)
+
+
+def losses(model, head, views, masks, keep, both):
+    """The two losses of a batch, plainly: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`."""
+    x = views.flatten(0, 1)  # (2B, T, C): the mean over both views is the mean of the views' losses
+    masked, h = model(hide(x, masks), masks.positions, x)
+    if not both:
+        return masked, torch.zeros_like(masked)
+    B = len(h) // 2
+    z1 = head(h[:B], {name: part[:B] for name, part in keep.items()} if keep else None)
+    z2 = head(h[B:], {name: part[B:] for name, part in keep.items()} if keep else None)
+    return masked, nt_xent(z1, z2)
 
 
 # -------------------------------------------------------------------------------------------------- classifier

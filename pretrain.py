@@ -27,56 +27,53 @@ def get_args(argv=None):
 args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
 
 import math  # noqa: E402
+from typing import NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
+import fast  # noqa: E402
 import utils  # noqa: E402
-from augment import augment_copies, copy_count, draw_masks, hide, make_generator, two_views  # noqa: E402
-from models import DEAD_MASKED, Contrastive, MaskedModel, draw_keep, nt_xent  # noqa: E402
+from augment import Masks, augment_copies, copy_count, draw_masks, make_generator, two_views  # noqa: E402
+from models import DEAD_MASKED, Contrastive, MaskedModel, draw_keep, losses  # noqa: E402
 from resume import Resume  # noqa: E402
 from utils import UserError  # noqa: E402
 
 
-def losses(model, head, views, masks, keep, both):
-    """The two losses of a batch, plainly: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`."""
-    x = views.flatten(0, 1)  # (2B, T, C): the mean over both views is the mean of the views' losses
-    masked, h = model(hide(x, masks), masks.positions, x)
-    if not both:
-        return masked, torch.zeros_like(masked)
-    B = len(h) // 2
-    z1 = head(h[:B], {name: part[:B] for name, part in keep.items()} if keep else None)
-    z2 = head(h[B:], {name: part[B:] for name, part in keep.items()} if keep else None)
-    return masked, nt_xent(z1, z2)
+class Draw(NamedTuple):
+    """Everything random of an epoch, one row a step."""
+
+    order: torch.Tensor  # (steps, B) int64: the windows of a step
+    masks: Masks  # of its 2B visits, first the weak views, then the strong ones
+    keep: dict  # the class token's dropout factors at those visits
+
+    def step(self, index):
+        """What step `index`, a (1,) tensor on the device, uses: no number goes to the host and back."""
+        order, masks, keep = self
+        at = lambda part: part.index_select(0, index)[0] if part.numel() else part  # noqa: E731
+        return at(order), Masks(*map(at, masks)), {name: at(part) for name, part in keep.items()}
 
 
 def draw_epoch(n, B, steps, shape, mask_cfg, head, generator):
-    """Everything random of an epoch in one go: order (steps, B), masks and dropout factors of its steps * 2B visits."""
+    """Draw an epoch's randomness in one batched call: n training windows of `shape` (T, C), `steps` batches of B."""
     order = torch.randperm(n, generator=generator, device=generator.device)[: steps * B].view(steps, B)
     masks = draw_masks(steps * 2 * B, *shape, mask_cfg, generator)
     keep = draw_keep(steps * 2 * B, head.seq_transformer.c_token.shape[-1], head.P_FF, generator)
-    return order, masks, keep
+    rows = lambda part: part.unflatten(0, (steps, 2 * B)) if part.numel() else part  # noqa: E731
+    return Draw(order, Masks(*map(rows, masks)), {name: rows(part) for name, part in keep.items()})
 
 
-def train_epoch(step_losses, model, head, optimizer, views, cfg, mask_cfg, generator, steps, both):
-    """One epoch of training; returns the mean (masked, contrastive) loss as a tensor on the device."""
-    model.train(), head.train()
-    n = views.shape[1]
-    B = min(cfg["batch_size"], n)
-    order, masks, keep = draw_epoch(n, B, steps, views.shape[2:], mask_cfg, head, generator)
-    total = torch.zeros(2, device=views.device)
-    for step in range(steps):
-        visits = slice(step * 2 * B, (step + 1) * 2 * B)
-        dropout = {name: part[visits] for name, part in keep.items()}
-        masked, contrastive = step_losses(model, head, views[:, order[step]], masks.pick(visits), dropout, both)
-        loss = cfg["lambda1"] * masked + cfg["lambda2"] * contrastive if both else masked
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += torch.stack([masked.detach(), contrastive.detach()])
-    return total / steps
+def train_step(step_losses, model, head, optimizer, views, cfg, draw, index, total, both):
+    """One update of both networks; adds the (masked, contrastive) losses to `total`, which stays on the device."""
+    order, masks, keep = draw.step(index)
+    masked, contrastive = step_losses(model, head, views.index_select(1, order), masks, keep, both)
+    loss = cfg["lambda1"] * masked + cfg["lambda2"] * contrastive if both else masked
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    total += torch.stack([masked.detach(), contrastive.detach()])
 
 
 @torch.no_grad()
@@ -124,8 +121,9 @@ def main(args):
         made_from += load_pretrained(start, weights, model, head)
     optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=cfg["lr"], fused=True)
 
-    step_losses = losses
-    steps = len(train_rows) // min(cfg["batch_size"], len(train_rows))
+    step_losses = losses if args.plain else fast.losses_for(model_cfg, device)
+    B = min(cfg["batch_size"], len(train_rows))
+    steps = len(train_rows) // B
     config = {
         "dataset": args.dataset, "dataset_version": args.dataset_version, "augment_method": method,
         "model_version": args.model_version, "train": cfg, "mask": mask_cfg, "model": model_cfg,
@@ -149,15 +147,17 @@ def main(args):
             both = epoch >= joint
             if epoch == joint:
                 best = {"loss": math.inf}  # what is saved comes from the epochs with both losses
-            generator = make_generator(device, cfg["seed"], "epoch", epoch)
             if cfg["views"] == "epoch" and epoch > 0:
                 views = two_views(windows[train_rows], make_generator(device, cfg["seed"], "views", epoch))
-            trained = train_epoch(
-                step_losses, model, head, optimizer, views, cfg, mask_cfg, generator, min(steps, left), both
-            )
+            draw = draw_epoch(len(train_rows), B, steps, views.shape[2:], mask_cfg, head,
+                              make_generator(device, cfg["seed"], "epoch", epoch))  # fmt: skip
+            trained = torch.zeros(2, device=device)
+            model.train(), head.train()
+            for step in torch.arange(min(steps, left), device=device).split(1):
+                train_step(step_losses, model, head, optimizer, views, cfg, draw, step, trained, both)
             validated = validate(step_losses, model, head, val_views, val_masks, cfg["batch_size"], both)
             row = dict(zip(("train_masked", "train_contrastive", "val_masked", "val_contrastive"),
-                           torch.cat([trained, validated]).tolist(), strict=True))  # fmt: skip
+                           torch.cat([trained / min(steps, left), validated]).tolist(), strict=True))  # fmt: skip
             loss = row["val_masked"]
             if both:
                 loss = cfg["lambda1"] * row["val_masked"] + cfg["lambda2"] * row["val_contrastive"]
