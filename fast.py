@@ -7,7 +7,9 @@ Axes as in models.py.
 """
 
 import contextlib
+import copy
 import ctypes
+import functools
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +21,14 @@ from models import merge_heads, nt_xent, split_heads
 CPU_CHUNK = 64  # windows that go through the encoder together on a CPU: their activations stay in the cache
 
 
-def losses_for(model_cfg, device):
+def losses_for(model_cfg, device, precision):
     """The fast losses where they hold for this encoder, else the plain ones, with one line that says so."""
     if device.type == "cpu":
         keep_freed_memory()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
     if model_cfg["n_layers"] == 1 and model_cfg["emb_norm"]:
-        return losses
+        return functools.partial(losses, dtype=torch.bfloat16) if precision == "bf16" else losses
     print("plain path: the shortcuts need an encoder of one pass (n_layers 1) with emb_norm")
     return plain_losses
 
@@ -50,7 +54,8 @@ def embed(embedding, x, positions=None):
     step, applied to the C channels before the Linear. `positions` (B, M) says which steps x holds, where not all.
     """
     W, b, gamma, beta = embedding.lin.weight, embedding.lin.bias, embedding.norm.gamma, embedding.norm.beta
-    W = torch.cat([W, b[:, None]], dim=1)  # (D, C + 1)
+    dtype = W.dtype
+    W = torch.cat([W, b[:, None]], dim=1).float()  # (D, C + 1)
     W = W - W.mean(0)
     x = F.pad(x, (0, 1), value=1.0)
     variance = ((x @ (W.T @ W / len(W))) * x).sum(-1, keepdim=True)
@@ -59,7 +64,8 @@ def embed(embedding, x, positions=None):
         position = (embedding.pos_embed.weight + beta).expand(len(x), -1, -1)
     else:
         position = F.embedding(positions, embedding.pos_embed.weight) + beta
-    h = torch.baddbmm(position, x, (gamma[:, None] * W).T.expand(len(x), -1, -1))
+    W = (gamma[:, None] * W).T.to(dtype)
+    h = torch.baddbmm(position, x.to(dtype), W.expand(len(x), -1, -1))
     return embedding.norm(h)
 
 
@@ -85,13 +91,22 @@ def chosen_steps(transformer, x, positions):
 
 
 def all_steps(transformer, x):
-    """models.Transformer with the shorter embedding: x (B, T, C) -> (B, T, D)."""
+    """models.Transformer with the shorter embedding and one product for q, k, v: x (B, T, C) -> (B, T, D).
+
+    On a GPU the heads' K features are filled up with zeros to a multiple of 4 (float32) or 8 (bfloat16): the fused
+    attention kernels need that, and without them every score is written to memory. Zeros change no product.
+    """
     h = embed(transformer.embed, x)
     attn, D = transformer.attn, h.shape[-1]
-    W = torch.cat([attn.proj_q.weight, attn.proj_k.weight, attn.proj_v.weight])
-    b = torch.cat([attn.proj_q.bias, torch.zeros_like(attn.proj_k.bias), attn.proj_v.bias])  # as in chosen_steps
-    q, k, v = (split_heads(part, attn.H) for part in F.linear(h, W, b).split(D, dim=-1))
-    return transformer.after_attention(merge_heads(F.scaled_dot_product_attention(q, k, v)))
+    K = D // attn.H
+    fill = -K % (4 if h.dtype == torch.float32 else 8) if h.is_cuda else 0
+    W = torch.stack([attn.proj_q.weight, attn.proj_k.weight, attn.proj_v.weight]).view(3, attn.H, K, D)
+    # the key's bias changes no weight (see chosen_steps)
+    b = torch.stack([attn.proj_q.bias, torch.zeros_like(attn.proj_k.bias), attn.proj_v.bias]).view(3, attn.H, K)
+    W, b = F.pad(W, (0, 0, 0, fill)).flatten(0, 2), F.pad(b, (0, fill)).flatten()
+    q, k, v = (split_heads(part, attn.H) for part in F.linear(h, W, b).chunk(3, dim=-1))
+    a = F.scaled_dot_product_attention(q, k, v, scale=K**-0.5)  # (B, H, T, K + fill)
+    return transformer.after_attention(merge_heads(a[..., :K]))
 
 
 def class_output(head, h, keep=None):
@@ -118,10 +133,32 @@ def class_output(head, h, keep=None):
     return token + (out * keep["mlp"] if keep else out)
 
 
-def losses(model, head, views, masks, keep, both):
-    """models.losses by the shortcuts: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`."""
+def in_bfloat16(*modules):
+    """Copies of the modules that compute with the parameters rounded to bfloat16; gradients reach the originals.
+
+    The weights stay float32, those are what the optimiser sees. All are cast in one piece: one kernel, not seventy.
+    """
+    copies = [copy.deepcopy(module) for module in modules]
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    flat = torch.cat([parameter.flatten() for parameter in parameters]).to(torch.bfloat16)
+    pieces = iter(flat.split([parameter.numel() for parameter in parameters]))
+    for module in (part for copied in copies for part in copied.modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            del module._parameters[name]
+            setattr(module, name, next(pieces).view_as(parameter))
+    return copies
+
+
+def losses(model, head, views, masks, keep, both, dtype=torch.float32):
+    """models.losses by the shortcuts: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`.
+
+    With dtype bfloat16 the encoder and the class token's layer compute in it (their sums stay float32 inside the
+    kernels), the two losses and everything from BatchNorm on in float32.
+    """
     x = views.flatten(0, 1)  # (2B, T, C)
-    hidden = hide(x, masks)
+    hidden, project = hide(x, masks), head.projection_head
+    if dtype != torch.float32:
+        model, head = in_bfloat16(model, head)
     chunk = CPU_CHUNK if x.device.type == "cpu" else len(x)
     chosen, classes = [], []
     for start in range(0, len(x), chunk):
@@ -131,12 +168,56 @@ def losses(model, head, views, masks, keep, both):
             continue
         h = all_steps(model.transformer, hidden[part])
         chosen.append(take_steps(h, masks.positions[part]))
-        factors = {name: f[part] for name, f in keep.items()} if keep else None
+        factors = {name: f[part].to(dtype) for name, f in keep.items()} if keep else None
         classes.append(class_output(head, h, factors))
-    reconstruction = model.reconstruct(torch.cat(chosen))
+    reconstruction = model.reconstruct(torch.cat(chosen)).float()
     masked = F.mse_loss(reconstruction, take_steps(x, masks.positions))
     if not both:
         return masked, torch.zeros_like(masked)
     # both views together so far; from BatchNorm on, whose statistics are those of one view, each on its own
-    z1, z2 = (head.projection_head(view) for view in torch.cat(classes).chunk(2))
+    z1, z2 = (project(view) for view in torch.cat(classes).float().chunk(2))
     return masked, nt_xent(z1, z2)
+
+
+class Captured:
+    """A function of static tensors, recorded as a CUDA graph at the first call of each `key` and replayed after.
+
+    A training step is some 150 small kernels, and launching them one by one takes longer than running them. A graph
+    replays the same kernels on the same addresses, so fn(key) must read and write tensors that stay in place.
+    """
+
+    def __init__(self, fn, modules=(), optimizer=None, sums=()):
+        self.fn, self.modules, self.optimizer, self.sums, self.graphs = fn, modules, optimizer, sums, {}
+
+    def __call__(self, key):
+        if key not in self.graphs:
+            self.graphs[key] = self.record(key)
+        self.graphs[key].replay()
+
+    def record(self, key):
+        """Run a few times to settle what libraries choose at first use, undo what that changed, then record."""
+        before = [(tensor, tensor.detach().clone()) for tensor in self.state()]
+        known = {id(tensor) for tensor, _ in before}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.fn(key)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
+            for tensor in self.state():
+                if id(tensor) not in known:
+                    tensor.zero_()  # the optimiser's moments and step counts, made by the first run
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.fn(key)
+        return graph
+
+    def state(self):
+        """Every tensor that a step changes: parameters, buffers, sums of losses, the optimiser's state."""
+        tensors = [*self.sums] + [t for module in self.modules for t in (*module.parameters(), *module.buffers())]
+        if self.optimizer:
+            tensors += [t for values in self.optimizer.state.values() for t in values.values()]
+        return tensors

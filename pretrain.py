@@ -19,6 +19,7 @@ from utils import make_parser, run
 def get_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--plain", action="store_true", help="the plain path instead of the fast one (same numbers)")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default fp32 on a CPU, tf32 on a GPU")
     parser.add_argument("--restart", action="store_true", help="start afresh where an interrupted run left its state")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
@@ -65,6 +66,13 @@ def draw_epoch(n, B, steps, shape, mask_cfg, head, generator):
     return Draw(order, Masks(*map(rows, masks)), {name: rows(part) for name, part in keep.items()})
 
 
+def copy_into(static, new):
+    """Copy a Draw's tensors into another's, which stay where they are: a recorded step reads them there."""
+    pairs = [(static.order, new.order), *zip(static.masks, new.masks, strict=True)]
+    for old, fresh in pairs + [(static.keep[name], new.keep[name]) for name in new.keep]:
+        old.copy_(fresh)
+
+
 def train_step(step_losses, model, head, optimizer, views, cfg, draw, index, total, both):
     """One update of both networks; adds the (masked, contrastive) losses to `total`, which stays on the device."""
     order, masks, keep = draw.step(index)
@@ -78,11 +86,10 @@ def train_step(step_losses, model, head, optimizer, views, cfg, draw, index, tot
 
 @torch.no_grad()
 def validate(step_losses, model, head, views, masks, batch_size, both):
-    """Mean (masked, contrastive) validation loss in eval mode, with the same masks every time.
+    """Mean (masked, contrastive) validation loss of networks in eval mode, with the same masks every time.
 
     All windows, in equal batches of at most batch_size: the contrastive loss depends on the batch's size.
     """
-    model.eval(), head.eval()
     n = views.shape[1]
     total = torch.zeros(2, device=views.device)
     for part in torch.arange(n, device=views.device).tensor_split(math.ceil(n / batch_size)):
@@ -96,82 +103,97 @@ def main(args):
     mask_cfg = utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",))
     model_cfg = utils.read_encoder_config(args.model_version)
     device = utils.pick_device(args.gpu)
-    method = args.augument_method or "channel_aug"
+    seed, method = cfg["seed"], args.augument_method or "channel_aug"
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     utils.check_fits(model_cfg, data_cfg, mask_cfg)
     data_path = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
 
-    windows = augment_copies(torch.tensor(np.asarray(data, dtype=np.float32), device=device), method, cfg["seed"])
-    rows = utils.split_windows(len(data), copy_count(method), cfg["seed"], cfg["split_by"])
-    train_rows, val_rows = (torch.as_tensor(part, device=device) for part in rows[:2])
-    if min(len(train_rows), len(val_rows)) < 2:
+    # data: the augmented set, split; two views of every window, drawn once (and for training anew each epoch if asked)
+    windows = augment_copies(torch.tensor(np.asarray(data, dtype=np.float32), device=device), method, seed)
+    rows = utils.split_windows(len(data), copy_count(method), seed, cfg["split_by"])
+    windows, val_windows = (windows[torch.as_tensor(part, device=device)] for part in rows[:2])
+    if min(len(windows), len(val_windows)) < 2:
         raise UserError(f"{data_path} holds {len(data)} windows, too few to train and validate on: add more")
-    views = two_views(windows[train_rows], make_generator(device, cfg["seed"], "views"))
-    val_views = two_views(windows[val_rows], make_generator(device, cfg["seed"], "validation views"))
-    val_generator = make_generator(device, cfg["seed"], "validation masks")
-    val_masks = draw_masks(2 * len(val_rows), *val_views.shape[2:], mask_cfg, val_generator)
+    views = two_views(windows, make_generator(device, seed, "views"))
+    val_views = two_views(val_windows, make_generator(device, seed, "validation views"))
+    shape = views.shape[2:]  # (T, C)
+    val_masks = draw_masks(2 * len(val_windows), *shape, mask_cfg, make_generator(device, seed, "validation masks"))
+    B = min(cfg["batch_size"], len(windows))
+    steps = len(windows) // B  # the last partial batch is dropped
 
-    torch.manual_seed(cfg["seed"])
+    # networks and optimiser: one Adam for both; it skips the head until that has gradients
+    torch.manual_seed(seed)
     model, head = MaskedModel(model_cfg).to(device), Contrastive(model_cfg["hidden"]).to(device)
-    weights = utils.loss_weights(cfg)
-    stem = utils.pretrain_stem(args, args.save_model)
+    weights, stem = utils.loss_weights(cfg), utils.pretrain_stem(args, args.save_model)
     made_from = [data_path]
     if args.model_file:
-        start = utils.pretrain_stem(args, args.model_file)
-        made_from += load_pretrained(start, weights, model, head)
-    optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], lr=cfg["lr"], fused=True)
+        made_from += load_pretrained(utils.pretrain_stem(args, args.model_file), weights, model, head)
+    optimizer = torch.optim.Adam(
+        [*model.parameters(), *head.parameters()], lr=cfg["lr"], fused=True, capturable=device.type == "cuda"
+    )
+    precision = args.precision or ("fp32" if device.type == "cpu" or args.plain else "tf32")
+    step_losses = losses if args.plain else fast.losses_for(model_cfg, device, precision)
 
-    step_losses = losses if args.plain else fast.losses_for(model_cfg, device)
-    B = min(cfg["batch_size"], len(train_rows))
-    steps = len(train_rows) // B
+    # where an interrupted run of the same configuration stopped
     config = {
         "dataset": args.dataset, "dataset_version": args.dataset_version, "augment_method": method,
-        "model_version": args.model_version, "train": cfg, "mask": mask_cfg, "model": model_cfg,
+        "model_version": args.model_version, "train": cfg, "mask": mask_cfg, "model": model_cfg, "precision": precision,
     }  # fmt: skip
-    resume = Resume(f"{stem}_state_{weights}.pt", config | {"data": artefacts.fingerprint(data_path)}, args.restart)
+    parents = {path: artefacts.fingerprint(path) for path in made_from}
+    resume = Resume(f"{stem}_state_{weights}.pt", config | {"made_from": parents}, args.restart)
     first, best, history = 0, {"loss": math.inf}, []
     if state := resume.load():
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"])
         optimizer.load_state_dict(state["optimizer"])
         first, best, history = state["epoch"], state["best"], state["history"]
         print(f"continuing from {resume.path}: {first} of {cfg['n_epochs']} epochs are done")
-    joint = cfg["n_epochs"] - cfg["n_epochs_cl"]  # the first epoch with both losses
 
-    print(f"{args.dataset}: {len(data)} windows, {len(train_rows)} for training and {len(val_rows)} for validation "
-          f"with their copies ({method}); {steps} steps an epoch on {device}")  # fmt: skip
+    # what a step reads and writes stays in place, so that a step can be recorded and replayed
+    def draw_of(epoch):
+        return draw_epoch(len(windows), B, steps, shape, mask_cfg, head, make_generator(device, seed, "epoch", epoch))
+
+    draw, index = draw_of(first), torch.zeros(1, dtype=torch.int64, device=device)
+    trained, validated = torch.zeros(2, device=device), torch.zeros(2, device=device)
+
+    def train(both):
+        train_step(step_losses, model, head, optimizer, views, cfg, draw, index, trained, both)
+        index.add_(1)
+
+    def evaluate(both):
+        validated.copy_(validate(step_losses, model, head, val_views, val_masks, cfg["batch_size"], both))
+
+    if device.type == "cuda" and not args.plain:
+        train = fast.Captured(train, [model, head], optimizer, [trained, index])
+        evaluate = fast.Captured(evaluate)
+
+    print(f"{args.dataset}: {len(data)} windows, {len(windows)} for training and {len(val_windows)} for validation "
+          f"with their copies ({method}); {steps} steps an epoch on {device}, {precision}")  # fmt: skip
+    joint = cfg["n_epochs"] - cfg["n_epochs_cl"]  # the first epoch with both losses
     with resume.guard(), tqdm(total=cfg["n_epochs"], initial=first, unit="epoch", disable=args.quiet) as bar:
         for epoch in range(first, cfg["n_epochs"]):
-            left = cfg["total_steps"] - epoch * steps if cfg["total_steps"] else steps
-            if left <= 0:
+            now = min(steps, cfg["total_steps"] - epoch * steps) if cfg["total_steps"] else steps
+            if now <= 0:
                 break
             both = epoch >= joint
             if epoch == joint:
                 best = {"loss": math.inf}  # what is saved comes from the epochs with both losses
+            if epoch > first:
+                copy_into(draw, draw_of(epoch))
             if cfg["views"] == "epoch" and epoch > 0:
-                views = two_views(windows[train_rows], make_generator(device, cfg["seed"], "views", epoch))
-            draw = draw_epoch(len(train_rows), B, steps, views.shape[2:], mask_cfg, head,
-                              make_generator(device, cfg["seed"], "epoch", epoch))  # fmt: skip
-            trained = torch.zeros(2, device=device)
-            model.train(), head.train()
-            for step in torch.arange(min(steps, left), device=device).split(1):
-                train_step(step_losses, model, head, optimizer, views, cfg, draw, step, trained, both)
-            validated = validate(step_losses, model, head, val_views, val_masks, cfg["batch_size"], both)
-            row = dict(zip(("train_masked", "train_contrastive", "val_masked", "val_contrastive"),
-                           torch.cat([trained / min(steps, left), validated]).tolist(), strict=True))  # fmt: skip
-            loss = row["val_masked"]
-            if both:
-                loss = cfg["lambda1"] * row["val_masked"] + cfg["lambda2"] * row["val_contrastive"]
-            if not all(map(math.isfinite, row.values())):
-                terms = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-                raise UserError(f"the loss is not finite in epoch {epoch + 1} ({terms}); lower 'lr' in the -t config")
-            history.append({"epoch": epoch + 1, **row, "val_loss": loss})
-            if loss < best["loss"]:
-                snapshot = {"model": model.state_dict(), "head": head.state_dict()}
-                best = {"loss": loss, "epoch": epoch + 1} | {
-                    name: {key: tensor.clone() for key, tensor in part.items()} for name, part in snapshot.items()
-                }
+                views.copy_(two_views(windows, make_generator(device, seed, "views", epoch)))
+
+            model.train(), head.train(), trained.zero_(), index.zero_()
+            for _ in range(now):
+                train(both)
+            model.eval(), head.eval()
+            evaluate(both)
+
+            row = epoch_row(epoch, torch.cat([trained / now, validated]).tolist(), cfg, both)
+            history.append(row)
+            if row["val_loss"] < best["loss"]:
+                best = {"loss": row["val_loss"], "epoch": epoch + 1, "model": cloned(model), "head": cloned(head)}
             bar.set_postfix_str(f"masked {row['train_masked']:.3f} contrastive {row['train_contrastive']:.3f} "
-                                f"validation {loss:.3f} best {best['loss']:.3f}", refresh=False)  # fmt: skip
+                                f"validation {row['val_loss']:.3f} best {best['loss']:.3f}", refresh=False)  # fmt: skip
             bar.update()
             resume.after_epoch(lambda epoch=epoch, best=best: {
                 "model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict(),
@@ -186,6 +208,21 @@ def main(args):
     resume.finished()
     print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {paths[0]}, {paths[1]}")
     return {"paths": paths, "best_loss": best["loss"], "best_epoch": best["epoch"], "history": history}
+
+
+def epoch_row(epoch, values, cfg, both):
+    """An epoch's losses as a row of the CSV. Raises UserError if one is not finite."""
+    row = dict(zip(("train_masked", "train_contrastive", "val_masked", "val_contrastive"), values, strict=True))
+    if not all(map(math.isfinite, values)):
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+        raise UserError(f"the loss is not finite in epoch {epoch + 1} ({terms}); lower 'lr' in the -t config")
+    joint = cfg["lambda1"] * row["val_masked"] + cfg["lambda2"] * row["val_contrastive"]
+    return {"epoch": epoch + 1, **row, "val_loss": joint if both else row["val_masked"]}
+
+
+def cloned(module):
+    """A copy of a network's state, which further training does not touch."""
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
 def load_pretrained(stem, weights, model, head=None):
