@@ -18,7 +18,7 @@ from augment import hide, take_steps
 from models import losses as plain_losses
 from models import merge_heads, nt_xent, split_heads
 
-CPU_CHUNK = 64  # windows that go through the encoder together on a CPU: their activations stay in the cache
+CPU_CHUNK = 128  # windows that go through the encoder together on a CPU: their activations stay in the cache
 
 
 def losses_for(model_cfg, device, precision):
@@ -55,7 +55,7 @@ def embed(embedding, x, positions=None):
     """
     W, b, gamma, beta = embedding.lin.weight, embedding.lin.bias, embedding.norm.gamma, embedding.norm.beta
     dtype = W.dtype
-    W = torch.cat([W, b[:, None]], dim=1).float()  # (D, C + 1)
+    W = torch.cat([W, b[:, None]], dim=1).to(x.dtype)  # (D, C + 1)
     W = W - W.mean(0)
     x = F.pad(x, (0, 1), value=1.0)
     variance = ((x @ (W.T @ W / len(W))) * x).sum(-1, keepdim=True)
@@ -170,12 +170,12 @@ def losses(model, head, views, masks, keep, both, dtype=torch.float32):
         chosen.append(take_steps(h, masks.positions[part]))
         factors = {name: f[part].to(dtype) for name, f in keep.items()} if keep else None
         classes.append(class_output(head, h, factors))
-    reconstruction = model.reconstruct(torch.cat(chosen)).float()
+    reconstruction = model.reconstruct(torch.cat(chosen)).to(x.dtype)
     masked = F.mse_loss(reconstruction, take_steps(x, masks.positions))
     if not both:
         return masked, torch.zeros_like(masked)
     # both views together so far; from BatchNorm on, whose statistics are those of one view, each on its own
-    z1, z2 = (project(view) for view in torch.cat(classes).float().chunk(2))
+    z1, z2 = (project(view) for view in torch.cat(classes).to(x.dtype).chunk(2))
     return masked, nt_xent(z1, z2)
 
 

@@ -1,0 +1,21 @@
+# Needs only Python 3.11 (or newer) and make; everything else goes into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+RUN = .venv/bin/python
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	$(RUN) demo.py
+
+test: .venv/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pytest
+
+.venv/installed: requirements.txt
+	"$(PYTHON)" -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv saved/* embed/* results dataset/*/
