@@ -162,25 +162,27 @@ def span_positions(count, T, M, max_gram, generator):
 
     Until M steps are chosen: a length n from 1..max_gram with p(n) proportional to 0.8^(n-1), cut to the number still
     missing; a start uniform over T, tried again if already chosen; the steps start .. min(start + n, T - 1) - 1.
-    Windows go through these rounds side by side; those that are done drop out, so few rounds are large.
+    Windows go through these rounds side by side; now and then those that are done drop out (one that waits for it draws
+    spans of length 0). Looking which are done makes the host wait for a GPU, so there it is done seldom.
     """
     device = generator.device
+    rounds = 24 if device.type == "cuda" else 4
     weights = 0.8 ** torch.arange(max_gram, dtype=torch.float64)
     ends = (weights.cumsum(0) / weights.sum())[:-1].float().to(device)
     steps = torch.arange(T, device=device)
     chosen = torch.zeros(count, T, dtype=torch.bool, device=device)
     rows, row_ids = chosen, torch.arange(count, device=device)
-    missing = torch.full((count,), M, device=device)
-    while len(row_ids):
-        n = torch.bucketize(torch.rand(len(rows), generator=generator, device=device), ends) + 1
-        start = torch.randint(T, (len(rows), 1), generator=generator, device=device)
-        end = (start + torch.minimum(n, missing)[:, None]).clamp(max=T - 1)
-        free = ~rows.gather(1, start)
-        rows = rows | ((steps >= start) & (steps < end) & free)
-        missing = M - rows.sum(1)
-        done = missing == 0
-        chosen[row_ids[done]] = rows[done]
-        rows, row_ids, missing = rows[~done], row_ids[~done], missing[~done]
+    while len(rows):
+        lengths = torch.bucketize(torch.rand(rounds, len(rows), 1, generator=generator, device=device), ends) + 1
+        starts = torch.randint(T, (rounds, len(rows), 1), generator=generator, device=device)
+        for n, start in zip(lengths, starts, strict=True):
+            missing = M - rows.sum(1, keepdim=True)
+            end = (start + torch.minimum(n, missing)).clamp(max=T - 1)
+            free = ~rows.gather(1, start)
+            rows = rows | ((steps >= start) & (steps < end) & free)
+        chosen[row_ids] = rows
+        left = (rows.sum(1) < M).nonzero()[:, 0]
+        rows, row_ids = rows[left], row_ids[left]
     return chosen.nonzero()[:, 1].view(count, M)
 
 

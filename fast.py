@@ -179,6 +179,18 @@ def losses(model, head, views, masks, keep, both, dtype=torch.float32):
     return masked, nt_xent(z1, z2)
 
 
+@contextlib.contextmanager
+def aside(device):
+    """On a GPU, run the block's kernels on a stream of their own, beside what is queued; what follows waits for both."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device, priority=-1)
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream(device).wait_stream(stream)
+
+
 class Captured:
     """A function of static tensors, recorded as a CUDA graph at the first call of each `key` and replayed after.
 

@@ -178,7 +178,7 @@ def main(args):
             if epoch == joint:
                 best = {"loss": math.inf}  # what is saved comes from the epochs with both losses
             if epoch > first:
-                copy_into(draw, draw_of(epoch))
+                copy_into(draw, upcoming)
             if cfg["views"] == "epoch" and epoch > 0:
                 views.copy_(two_views(windows, make_generator(device, seed, "views", epoch)))
 
@@ -187,6 +187,8 @@ def main(args):
                 train(both)
             model.eval(), head.eval()
             evaluate(both)
+            with fast.aside(device):  # while a GPU is still busy with all that
+                upcoming = draw_of(epoch + 1)
 
             row = epoch_row(epoch, torch.cat([trained / now, validated]).tolist(), cfg, both)
             history.append(row)
