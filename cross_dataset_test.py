@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import artefacts  # noqa: E402
+import ledger  # noqa: E402
 import utils  # noqa: E402
 from metrics import report, scores  # noqa: E402
 from models import DEAD_CLASSIFIER, DEAD_MASKED, Classifier, MaskedModel, encode  # noqa: E402
@@ -62,6 +63,19 @@ def settings(args, path, record):
         "save_model": args.save_model,
         "loss_weights": utils.loss_weights(pretrain if "lambda1" in pretrain else default),
     }
+
+
+def hash_of(args, row, names, record, checkpoint):
+    """The row's config_hash, from the artefacts' JSON; a released file's contents stand for its configuration."""
+    pretrained = artefacts.load_record(checkpoint)
+    windows = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
+    parents = pretrained["made_from"] if pretrained else {checkpoint: artefacts.fingerprint(checkpoint)}
+    more = [was for parent, was in parents.items() if parent != windows]
+    classifier = record["config"] if record else row | {"classes": names}
+    if not record:
+        more.append(artefacts.fingerprint(utils.classifier_path(args)))
+    trained_with = ledger.training(pretrained and pretrained["config"], classifier, more)
+    return ledger.config_hash(trained_with, args.dataset, args.target_dataset, args.dataset_version)
 
 
 def main(args):
@@ -114,14 +128,12 @@ def main(args):
     target = args.target_dataset + (" (simulated)" if target_cfg.get("simulated") else "")
     print(report(f"{args.dataset} -> {target}", result, names))
 
-    weights = row.pop("loss_weights").split("_")
-    head = {"source": args.dataset, "target": args.target_dataset, "dataset_version": args.dataset_version}
-    first = {key: row.pop(key) for key in ("augment_method", "label_rate", "seed")}
-    numbers = {key: round(value, 6) for key, value in result.items() if key not in ("confusion", "majority")}
-    more = {"majority": round(result["majority"], 6), "lambda1": weights[0], "lambda2": weights[1]}
-    with artefacts.atomic(path.with_name(f"{path.stem}_{args.target_dataset}.npz")) as handle:
-        np.savez(handle, window=rows, label=ids[rows], logits=logits)
-    artefacts.append_row("saved/results.csv", head | first | numbers | row | more)
+    lambda1, lambda2 = row.pop("loss_weights").split("_")
+    more = {"lambda1": lambda1, "lambda2": lambda2, "config_hash": hash_of(args, row, names, record, checkpoint)}
+    more |= ledger.source_scores(record and record.get("source_test"))
+    npz = path.with_name(f"{path.stem}_{args.target_dataset}.npz")
+    ledger.save_test(npz, args.dataset, args.target_dataset, args.dataset_version, row | more, result,
+                     (rows, ids[rows], logits))  # fmt: skip
     return result | {"names": names, "predictions": logits.argmax(1)}
 
 

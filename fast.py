@@ -181,7 +181,7 @@ def losses(model, head, views, masks, keep, both, dtype=torch.float32):
 
 @contextlib.contextmanager
 def aside(device):
-    """On a GPU, run the block's kernels on a stream of their own, beside what is queued; what follows waits for both."""
+    """On a GPU, run the block's kernels beside what is queued, on a stream of their own; what follows waits."""
     if device.type != "cuda":
         yield
         return

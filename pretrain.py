@@ -153,6 +153,7 @@ def main(args):
         return draw_epoch(len(windows), B, steps, shape, mask_cfg, head, make_generator(device, seed, "epoch", epoch))
 
     draw, index = draw_of(first), torch.zeros(1, dtype=torch.int64, device=device)
+    upcoming = draw
     trained, validated = torch.zeros(2, device=device), torch.zeros(2, device=device)
 
     def train(both):
@@ -177,8 +178,7 @@ def main(args):
             both = epoch >= joint
             if epoch == joint:
                 best = {"loss": math.inf}  # what is saved comes from the epochs with both losses
-            if epoch > first:
-                copy_into(draw, upcoming)
+            copy_into(draw, upcoming)
             if cfg["views"] == "epoch" and epoch > 0:
                 views.copy_(two_views(windows, make_generator(device, seed, "views", epoch)))
 
