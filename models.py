@@ -142,14 +142,15 @@ class MaskedModel(nn.Module):
 
 
 @torch.inference_mode()
-def encode(model, windows, batch_size=256):
+def encode(model, windows, batch_size=None):
     """The representations of raw windows: (N, T, C) tensor in m/s^2 and rad/s -> yields (n, T, D) float32 on the CPU.
 
-    Instance-normalised, in eval mode, no masking; the model's mode is restored. Batch after batch, so that neither
-    a large set nor its representation needs to fit the device; every script encodes through here.
+    Instance-normalised, in eval mode, no masking; the model's mode is restored. Batch after batch (of a size that suits
+    the device), so that neither a large set nor its representation needs to fit; every script encodes through here.
     """
     was_training = model.training
     device = next(model.parameters()).device
+    batch_size = batch_size or (64 if device.type == "cpu" else 4096)
     model.eval()
     try:
         for start in range(0, len(windows), batch_size):

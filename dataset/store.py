@@ -1,0 +1,96 @@
+"""Writing a prepared data set: data, labels, the JSON beside them, and its entry in dataset/data_config.json.
+
+The two .npy files cannot be replaced in one step. So the JSON says `"complete": false` before the first of them is
+written and gets their fingerprints after the last: a crash in between leaves a data set that the loader refuses.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from artefacts import atomic, fingerprint, read_json, save_json, save_npy
+from dataset.windows import CLASSES, VERSION, config_entry, label_array
+from utils import UserError, find_config
+
+CONFIG = Path("dataset") / "data_config.json"
+
+
+def paths(name, version=VERSION):
+    """(data, label, record) files of a data set, relative to the current folder."""
+    folder = Path("dataset") / name
+    return tuple(
+        folder / f"{stem}_{version}.{end}" for stem, end in (("data", "npy"), ("label", "npy"), ("data", "json"))
+    )
+
+
+def save_dataset(name, windows, config, classes=CLASSES, simulated=False):
+    """Write the Windows `windows` as data set `name`, and its entry; `config` is kept in the JSON: how it was made.
+
+    An unchanged entry is not rewritten. Raises UserError if something cannot be written.
+    """
+    labels = label_array(windows, classes)
+    if not np.isfinite(windows.data).all():
+        raise UserError(f"{name}: the windows hold NaN or infinity; nothing was written")
+    data_path, label_path, record_path = paths(name)
+    record = {
+        "artefact": data_path.name,
+        "fingerprint": "",
+        "config": config,
+        "made_from": {},
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+        "complete": False,
+        "simulated": simulated,
+    }
+    save_json(record_path, record)
+    save_npy(data_path, windows.data.astype(np.float32, copy=False))
+    save_npy(label_path, labels)
+    record |= {
+        "fingerprint": fingerprint(data_path),
+        "label_fingerprint": fingerprint(label_path),
+        "windows": len(labels),
+        "complete": True,
+    }
+    save_json(record_path, record)
+    entry = config_entry(windows, classes) | ({"simulated": True} if simulated else {})
+    save_entry(f"{name}_{VERSION}", entry)
+
+
+def save_entry(key, entry):
+    """Put `entry` under `key` into dataset/data_config.json of the current folder, if it is not there as it is."""
+    with _only_one(CONFIG.parent):
+        entries = read_json(find_config(CONFIG), "the data sets' configuration")
+        if not isinstance(entries, dict):
+            raise UserError(f"{CONFIG} must be a JSON object of data sets")
+        if entries.get(key) == entry:
+            return
+        with atomic(CONFIG) as handle:
+            handle.write(_text(entries | {key: entry}).encode())
+
+
+@contextlib.contextmanager
+def _only_one(folder):
+    """Two preparations at once must not undo each other's entry."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _text(entries):
+    """JSON with one key a line, lists of names on one line."""
+    blocks = []
+    for key, entry in entries.items():
+        lines = entry.items() if isinstance(entry, dict) else []
+        inner = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in lines)
+        blocks.append(
+            f"  {json.dumps(key)}: {{\n{inner}\n  }}" if lines else f"  {json.dumps(key)}: {json.dumps(entry)}"
+        )
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
