@@ -13,6 +13,7 @@ import io
 import json
 import os
 import platform
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -24,25 +25,24 @@ BLOCK = 1 << 16  # bytes of a sample of a large file (fingerprint)
 
 
 @contextlib.contextmanager
-def atomic(path):
+def atomic(path, record=None):
     """Open `path` for writing in binary: a temporary file beside it that takes its place when the block ends well.
 
+    `record` (make_record) goes to the JSON beside `path` just before: a crash in between leaves a file that its JSON
+    does not describe, which is refused later, but never a file without one, which would pass for a released one.
     Raises UserError if the folder cannot be written to or the disk is full; the old file is then untouched.
     """
     path = Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as handle:
+        with open(temporary, "xb") as handle:
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's 0600 would lock out the group on a shared machine
+        if record is not None:
+            save_json(record_path(path), {"artefact": path.name, "fingerprint": fingerprint(temporary)} | record)
         os.replace(temporary, path)
-        temporary = None
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)  # the rename itself survives a power cut only if the folder is written too
@@ -51,26 +51,38 @@ def atomic(path):
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):  # after the rename it is no longer there
+            os.unlink(temporary)
 
 
-def save_npy(path, array):
-    """Write `array` as an .npy file, atomically."""
-    with atomic(path) as handle:
+def check_writable(path):
+    """Raise UserError if `path` cannot be written, before a long run instead of at its end."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError("there is a folder of that name")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from error
+
+
+def save_npy(path, array, record=None):
+    """Write `array` as an .npy file, and its record if given (see atomic), atomically."""
+    with atomic(path, record) as handle:
         np.lib.format.write_array(handle, np.ascontiguousarray(array), allow_pickle=False)
 
 
 @contextlib.contextmanager
-def npy_writer(path, shape, dtype=np.float32):
+def npy_writer(path, shape, dtype=np.float32, record=None):
     """Write an .npy file of a known shape piece by piece, atomically: yields a function that takes the next rows.
 
     The whole array is never in memory; raises ValueError if the pieces don't add up to `shape`.
     """
     dtype = np.dtype(dtype)
     left = shape[0]
-    with atomic(path) as handle:
+    with atomic(path, record) as handle:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
         np.lib.format.write_array_header_1_0(handle, header)
 
@@ -92,13 +104,22 @@ def save_json(path, value):
         handle.write((json.dumps(value, indent=2) + "\n").encode())
 
 
+def once_each(pairs):
+    """A dict of JSON's (key, value) pairs. Raises ValueError for a key that stands there twice."""
+    result = dict(pairs)
+    for key in result:
+        if sum(name == key for name, _ in pairs) > 1:
+            raise ValueError(f"key {key!r} stands there twice")
+    return result
+
+
 def read_json(path, what):
     """Read a JSON file; `what` says in an error message what it should have been. Raises UserError."""
     try:
         with open(path, encoding="utf-8") as handle:
-            return json.load(handle)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not readable as {what}: {error}") from error
+            return json.load(handle, object_pairs_hook=once_each)
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, too many digits
+        raise UserError(f"{path} is not readable as {what}: {error}; mend it") from error
 
 
 def load_npy(path, hint):
@@ -111,8 +132,9 @@ def load_npy(path, hint):
         raise UserError(f"{path} is missing; {hint}")
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError, EOFError, SyntaxError, TypeError) as error:
-        raise UserError(f"{path} is not a readable .npy file of numbers ({error}); {hint}") from error
+    except Exception as error:  # numpy raises anything from SyntaxError to OverflowError on a malformed header
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} is not a readable .npy file of numbers ({first[:120]}); {hint}") from error
     if array.dtype.kind not in "fiu":
         raise UserError(f"{path} holds {array.dtype}, not numbers; {hint}")
     return array
@@ -157,32 +179,40 @@ def record_path(path):
     return Path(path).with_suffix(".json")
 
 
-def save_record(path, config, made_from, device, **more):
-    """Write the JSON beside the artefact `path`: configuration, fingerprints (its own, its parents'), versions."""
+def make_record(config, made_from, device, **more):
+    """What goes into the JSON beside an artefact: configuration, its parents' fingerprints, versions, device."""
     import torch
 
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
-    record = {
-        "artefact": Path(path).name,
-        "fingerprint": fingerprint(path),
+    return {
         "config": config,
         "made_from": {str(parent): fingerprint(parent) for parent in made_from},
-        "versions": versions,
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
         "device": device,
-    }
-    save_json(record_path(path), record | more)
+    } | more
 
 
-def load_record(path):
-    """The JSON beside an artefact, or None where there is none (a file of the released code).
+def save_record(path, config, made_from, device, **more):
+    """Write the JSON beside the artefact `path`, which is there already (see make_record)."""
+    own = {"artefact": Path(path).name, "fingerprint": fingerprint(path)}
+    save_json(record_path(path), own | make_record(config, made_from, device, **more))
 
-    Raises UserError if it belongs to another file than the one that lies there now.
+
+def load_record(path, config_keys=()):
+    """The JSON beside an artefact, or None where there is none (a file of the released code) or no artefact.
+
+    Raises UserError if it belongs to another file than the one that lies there now, or if its configuration lacks one
+    of `config_keys` ({key: type}).
     """
     json_path = record_path(path)
-    if not json_path.exists():
+    if not json_path.exists() or not os.path.isfile(path):
         return None
     record = read_json(json_path, "the JSON that goes with an artefact")
-    if not isinstance(record, dict) or not {"fingerprint", "config", "made_from"} <= record.keys():
+    parts = {"fingerprint": str, "config": dict, "made_from": dict}
+
+    def has(value, keys):
+        return isinstance(value, dict) and all(isinstance(value.get(key), keys[key]) for key in keys)
+
+    if not has(record, parts) or not has(record["config"], dict(config_keys)):
         raise UserError(f"{json_path} was not written by these scripts; remove it, or make {Path(path).name} again")
     if record["fingerprint"] != fingerprint(path):
         raise UserError(
@@ -198,12 +228,12 @@ def check_parents(path, record, repeat):
     A parent that is gone (an embedding removed to save space) is no contradiction.
     """
     for parent, was in record["made_from"].items():
-        if os.path.exists(parent) and fingerprint(parent) != was:
+        if os.path.isfile(parent) and fingerprint(parent) != was:
             raise UserError(f"{path} was made from an older {parent}; repeat: {repeat}")
 
 
-def save_state(path, state):
-    """Write a state dict (name -> tensor) atomically.
+def save_state(path, state, record=None):
+    """Write a state dict (name -> tensor), and its record if given (see atomic), atomically.
 
     torch.save gets an open file: with a path it would put the file's stem into the archive, and equal weights
     would give unequal files.
@@ -212,7 +242,7 @@ def save_state(path, state):
 
     buffer = io.BytesIO()
     torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, buffer)
-    with atomic(path) as handle:
+    with atomic(path, record) as handle:
         handle.write(buffer.getbuffer())
 
 
@@ -231,11 +261,13 @@ def load_state(path, module, dead=(), hint=""):
     except Exception as error:  # torch raises anything from KeyError to UnpicklingError on a foreign file
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a readable checkpoint ({first[:120]}); {hint}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
+    ):
         raise UserError(f"{path} is not a plain state dict (parameter name -> tensor); {hint}")
     state = {name: tensor for name, tensor in state.items() if not name.startswith(tuple(dead))}
     wanted = module.state_dict()
-    for name in wanted.keys() | state.keys():
+    for name in dict.fromkeys([*wanted, *state]):
         if name not in state:
             raise UserError(f"{path} lacks the weights {name!r}: another model's checkpoint? {hint}")
         if name not in wanted:
@@ -243,7 +275,10 @@ def load_state(path, module, dead=(), hint=""):
         if state[name].shape != wanted[name].shape:
             shapes = f"{tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
             raise UserError(f"{path}: weights {name!r} have shape {shapes}; does the model config fit? {hint}")
-        if not torch.isfinite(state[name]).all():
+        kinds = [(t.layout, t.device.type, t.is_floating_point()) for t in (state[name], wanted[name])]
+        if kinds[0] != kinds[1]:
+            raise UserError(f"{path}: weights {name!r} are no plain numbers of the right type; {hint}")
+        if not torch.isfinite(state[name].to(wanted[name].dtype)).all():
             raise UserError(f"{path}: weights {name!r} hold NaN or infinity; {hint}")
     module.load_state_dict(state)
 
@@ -256,6 +291,19 @@ def save_table(path, rows):
     writer.writerows(rows)
     with atomic(path) as handle:
         handle.write(text.getvalue().encode())
+
+
+def read_table(path):
+    """The rows of a CSV file with a header as dicts of text. Raises UserError unless each row has all its columns."""
+    try:
+        with open(path, newline="", encoding="utf-8") as handle:
+            reader = csv.DictReader(handle, strict=True)
+            rows, columns = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a readable table ({error}); move it away and repeat") from error
+    if len(set(columns)) < len(columns) or any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path} has rows that don't fit its header; move it away and repeat")
+    return rows
 
 
 def append_row(path, row):
@@ -272,11 +320,8 @@ def append_row(path, row):
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = []
-        if path.exists():
-            with open(path, newline="", encoding="utf-8") as handle:
-                rows = list(csv.DictReader(handle))
-            if any(None in old or None in old.values() for old in rows):
-                raise UserError(f"{path} has rows that don't fit its header; move it away and repeat")
+        rows = read_table(path) if path.exists() else []
         columns = list(dict.fromkeys([*(rows[0] if rows else []), *row]))
+        if columns[0] != next(iter(row)):
+            raise UserError(f"{path} is another table (its first column is {columns[0]!r}); move it away and repeat")
         save_table(path, [{column: r.get(column, "") for column in columns} for r in [*rows, row]])

@@ -47,9 +47,10 @@ def load_embedding(args):
         raise UserError(f"{embed_path} is {embed.dtype} {embed.shape}, not float32 (rows, T, D); repeat: {repeat}")
     if labels.ndim != 3 or labels.shape[:2] != embed.shape[:2]:
         raise UserError(f"{label_path} has shape {labels.shape}, not {embed.shape[:2]} + (columns,); repeat: {repeat}")
-    record = artefacts.load_record(embed_path)
+    record = artefacts.load_record(embed_path, {"augment_method": str, "dataset": str})
     if record:
         artefacts.check_parents(embed_path, record, repeat)
+        utils.check_same(embed_path, record["config"], {"dataset": args.dataset})
         label_record = artefacts.load_record(label_path)
         if label_record and label_record["made_from"] != record["made_from"]:
             raise UserError(f"{label_path} and {embed_path} are of different runs; repeat: {repeat}")
@@ -65,17 +66,18 @@ def load_embedding(args):
     return embed_path, label_path, embed.shape, copies, method, ids, names, record
 
 
-def train_epoch(model, optimizer, h, y, batch_size, generator):
-    """One epoch over the labelled windows in a random order; returns the mean loss as a tensor on the device."""
+def train_epoch(model, optimizer, h, y, batch_size, most, generator):
+    """One epoch (at most `most` steps) over the labelled windows in a random order; returns the mean loss, a tensor."""
     model.train()
     total = torch.zeros((), device=h.device)
-    for rows in torch.randperm(len(h), generator=generator, device=h.device).split(batch_size):
+    order = torch.randperm(len(h), generator=generator, device=h.device)[: most * batch_size]
+    for rows in order.split(batch_size):
         loss = model(h[rows], y[rows])[1]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(rows)
-    return total / len(h)
+    return total / len(order)
 
 
 @torch.no_grad()
@@ -88,6 +90,8 @@ def predict(model, h, batch_size=256):
 def main(args):
     cfg = utils.read_train_config(args)
     model_cfg = utils.read_classifier_config(args.model_version)
+    if args.deterministic:
+        utils.set_deterministic()
     device = utils.pick_device(args.gpu)
     embed_path, label_path, shape, copies, method, ids, names, record = load_embedding(args)
     label_rate = 0.1 if args.label_rate is None else args.label_rate
@@ -125,8 +129,8 @@ def main(args):
         "label_index": args.label_index, "label_rate": label_rate, "augment_method": method, "train": cfg,
         "model": model_cfg, "classes": names, "embedding": embedding,
     }  # fmt: skip
-    data = {"data": artefacts.fingerprint(embed_path), "labels": artefacts.fingerprint(label_path)}
-    resume = Resume(path.with_name(f"{path.stem}_state.pt"), config | data, args.restart)
+    run = {"device": device.type, "made_from": {str(p): artefacts.fingerprint(p) for p in (embed_path, label_path)}}
+    resume = Resume(path.with_name(f"{path.stem}_state.pt"), config | run, args.restart)
     first, best, history = 0, {"loss": math.inf}, []
     if state := resume.load():
         model.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
@@ -139,11 +143,12 @@ def main(args):
     steps = math.ceil(len(h) / batch_size)
     with resume.guard(), tqdm(total=cfg["n_epochs"], initial=first, unit="epoch", disable=args.quiet) as bar:
         for epoch in range(first, cfg["n_epochs"]):
-            if cfg["total_steps"] and epoch * steps >= cfg["total_steps"]:
+            most = cfg["total_steps"] - epoch * steps if cfg["total_steps"] else steps
+            if most <= 0:
                 break
             generator = make_generator(device, seed, "classifier epoch", epoch)
             torch.manual_seed(generator.initial_seed())  # dropout: a function of (seed, epoch) too
-            loss = train_epoch(model, optimizer, h, y, batch_size, generator).item()
+            loss = train_epoch(model, optimizer, h, y, batch_size, most, generator).item()
             val_loss = torch.nn.functional.cross_entropy(predict(model, val_h), val_y).item()
             if not math.isfinite(loss + val_loss):
                 raise UserError(f"the loss is not finite in epoch {epoch + 1} (training {loss:.4g}, validation "
@@ -159,13 +164,13 @@ def main(args):
                 "history": history,
             })  # fmt: skip
 
-    model.load_state_dict(best["model"])
-    artefacts.save_state(path, best["model"])
-    artefacts.save_table(path.with_name(f"{path.stem}_losses.csv"), history)
-    h, y = load(test)
-    result = scores(y.cpu().numpy(), predict(model, h).argmax(1).cpu().numpy(), len(names))
-    made_from = [embed_path, label_path, *(record["made_from"] if record else ())]
-    artefacts.save_record(path, config, made_from, str(device), epoch=best["epoch"], source_test=result)
+        model.load_state_dict(best["model"])
+        h, y = load(test)
+        result = scores(y.cpu().numpy(), predict(model, h).argmax(1).cpu().numpy(), len(names))
+        made_from = [embed_path, label_path, *(record["made_from"] if record else ())]
+        more = {"epoch": best["epoch"], "source_test": result}
+        artefacts.save_state(path, best["model"], artefacts.make_record(config, made_from, str(device), **more))
+        artefacts.save_table(path.with_name(f"{path.stem}_losses.csv"), history)
     resume.finished()
     print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {path}")
     print(report(f"{args.dataset}, test part", result, names))

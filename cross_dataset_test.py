@@ -46,8 +46,9 @@ def settings(args, path, record):
     embedding = config.get("embedding", {})
     pretrain = embedding.get("pretrain", {})
     recorded = config.get("train", {})
-    if record and args.train_cfg and (other := [key for key in cfg if key != "seed" and cfg[key] != recorded[key]]):
-        raise UserError(f"-t {args.train_cfg} contradicts {path}, made with another {', '.join(other)}; leave -t out")
+    if record and args.train_cfg:
+        same = {key: cfg[key] for key in cfg if key != "seed"}
+        utils.check_same(f"{path}, which -t {args.train_cfg} contradicts,", recorded, same)
     if record and config["label_index"] != args.label_index:
         raise UserError(f"-l {args.label_index} contradicts {path}, made with -l {config['label_index']}")
     default = utils.read_config("config/pretrain.json", utils.PRETRAIN_KEYS, utils.DEAD_KEYS)
@@ -79,6 +80,8 @@ def hash_of(args, row, names, record, checkpoint):
 
 
 def main(args):
+    if args.deterministic:
+        utils.set_deterministic()
     device = utils.pick_device(args.gpu)
     model_cfg, classifier_cfg = (
         utils.read_encoder_config(args.model_version), utils.read_classifier_config(args.model_version)
@@ -98,15 +101,19 @@ def main(args):
 
     path = utils.classifier_path(args)
     again = f"python embedding.py -d {args.dataset} && python classifier.py -d {args.dataset} -s {args.save_model}"
+    keys = {"train": dict, "embedding": dict, "label_index": int, "dataset": str}
+    record = artefacts.load_record(path, keys)
+    row = settings(args, path, record)
+    if record:
+        utils.check_same(path, record["config"], {"model": classifier_cfg, "dataset": args.dataset})
     classifier = Classifier(classifier_cfg, len(names))
     artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
-    record = artefacts.load_record(path)
-    row = settings(args, path, record)
     checkpoint = f"{utils.pretrain_stem(args, utils.pretrained_name(args))}_masked_{row['loss_weights']}.pt"
     model = MaskedModel(model_cfg)
     artefacts.load_state(checkpoint, model, DEAD_MASKED, f"make it with: python pretrain.py -d {args.dataset}")
     if record:
         artefacts.check_parents(path, record, again)
+        utils.check_same(checkpoint, record["config"]["embedding"], {"model": model_cfg})
         made_from = record["config"]["embedding"].get("checkpoint", checkpoint)
         if made_from != checkpoint:
             raise UserError(f"{path} was made from {made_from}, not from {checkpoint}; check -f and -s")

@@ -31,6 +31,8 @@ from models import DEAD_MASKED, MaskedModel, encode  # noqa: E402
 def main(args):
     cfg = utils.read_train_config(args)
     model_cfg = utils.read_encoder_config(args.model_version)
+    if args.deterministic:
+        utils.set_deterministic()
     device = utils.pick_device(args.gpu)
     data, labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     utils.check_fits(model_cfg, data_cfg)
@@ -38,12 +40,13 @@ def main(args):
     stem = utils.pretrain_stem(args, utils.pretrained_name(args))
     checkpoint = f"{stem}_masked_{utils.loss_weights(cfg)}.pt"
     repeat = f"python pretrain.py -d {args.dataset} -s {stem.name}"
-    model = MaskedModel(model_cfg)
-    artefacts.load_state(checkpoint, model, DEAD_MASKED, hint=f"make it with: {repeat}")
-    record = artefacts.load_record(checkpoint)
+    record = artefacts.load_record(checkpoint, {"augment_method": str, "train": dict, "model": dict})
     pretrained = record["config"] if record else {}
     if record:
         artefacts.check_parents(checkpoint, record, repeat)
+        utils.check_same(checkpoint, pretrained, {"model": model_cfg})
+    model = MaskedModel(model_cfg)
+    artefacts.load_state(checkpoint, model, DEAD_MASKED, hint=f"make it with: {repeat}")
     method = utils.agreed("-am", args.augument_method, pretrained.get("augment_method"), checkpoint, "channel_aug")
     recorded_seed = pretrained.get("train", {}).get("seed")
     seed = utils.agreed("--seed", args.seed, recorded_seed, checkpoint, cfg["seed"])
@@ -52,11 +55,6 @@ def main(args):
     embed_path, label_path = utils.embedding_paths(args)
     copies = copy_count(method)
     shape = (len(windows), model_cfg["seq_len"], model_cfg["hidden"])
-    with artefacts.npy_writer(embed_path, shape) as write:
-        for h in encode(model.to(device), windows):
-            write(h.numpy())
-    artefacts.save_npy(label_path, np.tile(labels, (copies, 1, 1)))
-
     folder = f"dataset/{args.dataset}"
     made_from = [checkpoint, *(f"{folder}/{kind}_{args.dataset_version}.npy" for kind in ("data", "label"))]
     config = {
@@ -65,8 +63,11 @@ def main(args):
         "pretrain": pretrained.get("train", {}), "epochs": record.get("epochs") if record else None,
         "seed": seed,
     }  # fmt: skip
-    for path in (embed_path, label_path):
-        artefacts.save_record(path, config, made_from, str(device))
+    record = artefacts.make_record(config, made_from, str(device))
+    with artefacts.npy_writer(embed_path, shape, record=record) as write:
+        for h in encode(model.to(device), windows):
+            write(h.numpy())
+    artefacts.save_npy(label_path, np.tile(labels, (copies, 1, 1)), record)
     print(f"{shape[0]} representations ({method}: {copies} x {len(data)} windows) of shape {shape[1:]} in {embed_path}")
     return {"embed": embed_path, "label": label_path, "shape": shape}
 

@@ -204,8 +204,8 @@ def main(args):
 
     paths = [f"{stem}_masked_{weights}.pt", f"{stem}_TC_{weights}.pt"]
     for path, part in zip(paths, ("model", "head"), strict=True):
-        artefacts.save_state(path, best[part])
-        artefacts.save_record(path, config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
+        record = artefacts.make_record(config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
+        artefacts.save_state(path, best[part], record)
     artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
     resume.finished()
     print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {paths[0]}, {paths[1]}")

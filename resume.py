@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from artefacts import atomic
-from utils import UserError
+from artefacts import atomic, check_writable
+from utils import UserError, differing
 
 COPY_SECONDS = 1  # how much work an interruption may cost
 WRITE_SECONDS = 15  # and a kill that leaves no time to write
@@ -30,26 +30,18 @@ def copied(value):
     return value
 
 
-def differing(old, new, prefix=""):
-    """Names of the keys in which two nested configurations differ."""
-    names = []
-    for key in dict.fromkeys([*old, *new]):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            names += differing(a, b, f"{prefix}{key}.")
-        elif a != b:
-            names.append(f"{prefix}{key} ({a} then, {b} now)")
-    return names
-
-
 class Resume:
-    """The state file of one run. `config` is all that the result depends on; another one's state is refused."""
+    """The state file of one run. `config` is all that the result depends on; another one's state is refused.
+
+    Raises UserError at once if the file's folder cannot be written to: the artefacts go there too.
+    """
 
     def __init__(self, path, config, restart=False):
         self.path = Path(path)
-        self.config = json.loads(json.dumps(config))
+        self.config = json.loads(json.dumps(config | {"torch": torch.__version__}))
         self.kept = None
         self.last_copy = self.last_write = time.monotonic()
+        check_writable(self.path)
         if restart:
             self.path.unlink(missing_ok=True)
 
@@ -59,7 +51,7 @@ class Resume:
             return None
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
-            config, state = json.loads(state["config"]), state["state"]
+            config, state = dict(json.loads(state["config"])), dict(state["state"])
         except Exception as error:  # torch raises anything from KeyError to UnpicklingError
             raise UserError(f"{self.path} is not a readable training state; start afresh with --restart") from error
         if config != self.config:

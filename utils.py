@@ -6,7 +6,7 @@ Nothing here imports torch at the top, so that `--help` and a mistyped flag answ
 import argparse
 import difflib
 import json
-import math
+import os
 import re
 import signal
 import sys
@@ -29,21 +29,42 @@ class UserError(Exception):
 class Parser(argparse.ArgumentParser):
     """argparse whose mistakes are one `error:` line and exit status 2, without the usage block."""
 
+    def parse_args(self, args=None, namespace=None):
+        if args is None:  # run as a command: until run() takes over there is nothing to be lost, only a long import
+
+            def leave(*_):
+                os.write(2, b"interrupted\n")
+                os._exit(130)
+
+            on_interrupt(leave)
+        return super().parse_args(args, namespace)
+
     def error(self, message):
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def one_line(text):
+    return " ".join(str(text).split())
+
+
+def on_interrupt(handler):
+    """Have Ctrl-C and SIGTERM call `handler`; a command started in the background (nohup, &) still ignores Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
 
 
 def run(main, args):
-    """Run a script's main(args) as a command: UserError gives one line and status 2, Ctrl-C and SIGTERM give 130."""
+    """Run a script's main(args) as a command: a user's mistake gives one line and status 2, Ctrl-C and SIGTERM 130."""
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    on_interrupt(interrupt)
     try:
         main(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, OSError) as error:  # OSError: a file that no check foresaw; it names the file
+        print(f"error: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -72,8 +93,10 @@ def _number(kind, test, wanted):
 
 def _name(text):
     """An argparse type: a plain name that cannot leave its folder."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a plain name (letters, digits, '_', '-', '.'; no path)")
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text[:120]!r} is not a plain name (at most 100 letters, digits, '_', '-', '.'; no path)"
+        )
     return text
 
 
@@ -105,6 +128,7 @@ def make_parser(description, train_cfg="config/pretrain.json"):
     add("-am", "--augument_method", "--augment_method", choices=AUGMENTATIONS, help="default channel_aug")
     seed = _number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
     add("--seed", type=seed, help="random seed, over the training configuration's")
+    add("--deterministic", action="store_true", help="only operations that repeat bit for bit, also on a GPU (slower)")
     parser.set_defaults(default_train_cfg=train_cfg)
     return parser
 
@@ -123,23 +147,38 @@ def pick_device(gpu):
     return torch.device("cuda", gpu or 0)
 
 
+def set_deterministic():
+    """For --deterministic: operations that give the same bits each time, also on a GPU; others raise an error.
+
+    Call it before the GPU is first used: cuBLAS reads its workspace setting then.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
 # ---------------------------------------------------------------------------------------------- configuration
 
 REQUIRED = object()
 
 
 def _whole(low, high=2**31):
-    return (lambda x: isinstance(x, int) and not isinstance(x, bool) and low <= x <= high, f"a whole number from {low}")
+    def test(x):
+        return isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
+
+    return test, f"a whole number from {low} to {high}"
 
 
-def _real(low, high=math.inf, strict=False):
-    """A finite number in [low, high], or in (low, high] if `strict`."""
+def _real(low, high, strict=False):
+    """A number in [low, high], or in (low, high] if `strict`; NaN is in neither."""
 
     def test(x):
-        number = isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+        number = isinstance(x, (int, float)) and not isinstance(x, bool)
         return number and (low < x if strict else low <= x) and x <= high
 
-    return test, f"a number {'above' if strict else 'from'} {low}" + ("" if high == math.inf else f" up to {high}")
+    return test, f"a number {'above' if strict else 'from'} {low} up to {high}"
 
 
 def _choice(*values):
@@ -147,7 +186,6 @@ def _choice(*values):
 
 
 _flag = (lambda x: isinstance(x, bool), "true or false")
-_seed = (_whole(0)[0], "a whole number from 0")
 _split_by = (_choice("window", "copy"), "window")
 
 # key: ((test, what is wanted), default)
@@ -161,8 +199,8 @@ TRAIN_KEYS = {
 }
 PRETRAIN_KEYS = TRAIN_KEYS | {
     "n_epochs_cl": (_whole(0), None),  # None: the second half
-    "lambda1": (_real(0), 6),
-    "lambda2": (_real(0), 1),
+    "lambda1": (_real(0, 1000), 6),
+    "lambda2": (_real(0, 1000), 1),
     "views": (_choice("once", "epoch"), "once"),
 }
 MASK_KEYS = {
@@ -195,7 +233,7 @@ DEAD_CLASSIFIER_KEYS = (*DEAD_KEYS, "lambda1", "lambda2", "n_epochs_cl")
 def find_config(path):
     """`path` from the current folder, else from the folder of the scripts. Raises UserError if it is in neither."""
     for candidate in (Path(path), HERE / path):
-        if candidate.is_file():
+        if os.path.isfile(candidate):
             return candidate
     raise UserError(f"{path} is missing: give the path of an existing file, or run from the project's folder")
 
@@ -336,14 +374,15 @@ def dataset_config(dataset, version):
 
 def label_names(config, index, where="dataset/data_config.json"):
     """What label column `index` is, and the names of its ids: ("activity", ["walking", ...])."""
-    columns = {config[key]: key.removesuffix("_label_index") for key in config if key.endswith("_label_index")}
+    columns = {config[key]: key.removesuffix("_label_index")
+               for key in config if key.endswith("_label_index") and isinstance(config[key], int)}  # fmt: skip
     columns.pop(-1, None)
     if index not in columns:
         there = ", ".join(f"{i} ({name})" for i, name in sorted(columns.items()))
         raise UserError(f"-l {index}: {where} describes no such label column; columns: {there}")
     name = columns[index]
     size, names = config.get(f"{name}_label_size"), config.get(f"{name}_label")
-    if not isinstance(size, int) or size < 1 or (names and len(names) != size):
+    if not _whole(1, 10000)[0](size) or not isinstance(names, list | None) or (names and len(names) != size):
         raise UserError(f"{where}: {name}_label_size must be the number of ids, and {name}_label name each of them")
     return name, [str(n) for n in names] if names else [f"{name} {i}" for i in range(size)]
 
@@ -365,11 +404,13 @@ def load_windows(dataset, version):
         raise UserError(f"{paths[0]} has shape {data.shape}, not (windows, {steps}, {channels}); {hint}")
     if labels.ndim != 3 or labels.shape[:2] != data.shape[:2] or labels.shape[2] < 1:
         raise UserError(f"{paths[1]} has shape {labels.shape}, not ({len(data)}, {steps}, columns); {hint}")
-    if len(data) == 0:
+    if data.size == 0:
         raise UserError(f"{paths[0]} holds no windows; {hint}")
+    most = np.finfo(np.float32).max
     for start in range(0, len(data), 4096):  # in pieces: a memory-mapped file may be larger than memory
-        if not np.isfinite(data[start : start + 4096]).all():
-            raise UserError(f"{paths[0]} holds NaN or infinity; {hint}")
+        piece = data[start : start + 4096]
+        if not (piece.max() <= most and piece.min() >= -most):  # NaN is neither
+            raise UserError(f"{paths[0]} holds NaN, infinity or numbers beyond float32; {hint}")
     if not np.isfinite(labels).all():
         raise UserError(f"{paths[1]} holds NaN or infinity; {hint}")
     return data, labels, config
@@ -383,7 +424,6 @@ def window_labels(labels, index, names, where):
     if index >= labels.shape[2]:
         raise UserError(f"-l {index}: {where} has only {labels.shape[2]} label columns")
     column = np.asarray(labels[:, :, index])
-    first = column[:, 0].astype(np.int64)
     low, high = column.min(), column.max()
     if low >= 1 and high == len(names):
         raise UserError(f"{where}: the ids of column {index} start at 1; subtract 1, ids count from 0")
@@ -392,7 +432,7 @@ def window_labels(labels, index, names, where):
             f"{where}: column {index} holds {low:g} to {high:g}, not ids from 0 to {len(names) - 1} "
             f"(dataset/data_config.json says {len(names)})"
         )
-    return np.where((column == column[:, :1]).all(1), first, -1)
+    return np.where((column == column[:, :1]).all(1), column[:, 0].astype(np.int64), -1)
 
 
 def split_windows(count, copies, seed, split_by):
@@ -438,6 +478,25 @@ def agreed(flag, given, recorded, where, default=None):
     if given is not None and given != recorded:
         raise UserError(f"{flag} {given} contradicts {where}, made with {recorded}; leave {flag} out, or make it again")
     return recorded
+
+
+def differing(old, new, prefix=""):
+    """Names of the keys in which two nested configurations differ, with both values."""
+    names = []
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += differing(a, b, f"{prefix}{key}.")
+        elif a != b:
+            names.append(f"{prefix}{key} ({a} then, {b} now)")
+    return names
+
+
+def check_same(where, recorded, now):
+    """Raise UserError if an artefact's JSON recorded other settings than those of `now` (a nested dict)."""
+    keys = differing({key: recorded.get(key, now[key]) for key in now}, now)
+    if keys:
+        raise UserError(f"{where} was made with other settings: {', '.join(keys)}; restore them, or make it again")
 
 
 def majority_rate(labels, classes):

@@ -1,0 +1,255 @@
+"""What a plain supervised model reaches on the same labelled windows: no pretraining, no representation.
+
+    python baselines.py -d uci --targets motion hhar -b cnn -lr 0.1
+
+reads   dataset/uci/{data,label}_20_120.npy, and each target's
+writes  saved/baseline_cnn_uci_20_120/model.pt, a JSON and the losses (CSV) beside it; a row to saved/results.csv and
+        the predictions (model_motion.npz) for each target
+
+-b cnn         a small 1-D CNN on instance-normalised windows
+-b forest      a random forest on simple statistics of the windows (scikit-learn); it keeps no model file
+-b end_to_end  CrossHAR's encoder and classifier, trained together from random weights
+
+The labelled windows are those that classifier.py picks for the same -lr, --seed, -am and config/train.json, copies
+included; epochs, batch size and the choice of the epoch by validation loss are its own too. Nothing of a target is
+used for anything but its scores.
+"""
+
+import sys
+
+from utils import make_parser, run
+
+MODELS = ("cnn", "forest", "end_to_end")
+
+
+def get_args(argv=None):
+    parser = make_parser(__doc__, train_cfg="config/train.json")
+    parser.add_argument("-b", "--baseline", choices=MODELS, default="cnn", help="which model (default cnn)")
+    parser.add_argument("--targets", nargs="+", help="target data sets (default: that of -td)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
+
+import math  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import artefacts  # noqa: E402
+import ledger  # noqa: E402
+import utils  # noqa: E402
+from augment import augment_copies, copy_count, instance_norm, make_generator  # noqa: E402
+from classifier import train_epoch  # noqa: E402
+from metrics import report, scores  # noqa: E402
+from models import Classifier, Transformer  # noqa: E402
+from utils import UserError  # noqa: E402
+
+TREES = 300
+WIDTHS = (64, 64, 128)  # channels of the CNN's blocks
+
+
+class CNN(nn.Module):
+    """Three blocks of convolution, BatchNorm, ReLU and pooling, the mean over time, Linear."""
+
+    def __init__(self, C, classes, kernel=5, dropout=0.2):
+        super().__init__()
+        blocks = []
+        for inside, out in zip((C, *WIDTHS), WIDTHS, strict=False):
+            blocks += [nn.Conv1d(inside, out, kernel, padding=kernel // 2), nn.BatchNorm1d(out), nn.ReLU()]
+            blocks += [nn.MaxPool1d(2)]
+        self.features = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(WIDTHS[-1], classes)
+
+    def forward(self, x, labels=None):
+        """Logits (B, classes) of raw windows (B, T, C); with labels (B,) also the mean cross-entropy."""
+        h = self.features(instance_norm(x).transpose(1, 2)).mean(2)  # (B, F)
+        logits = self.fc(self.dropout(h))
+        return logits if labels is None else (logits, F.cross_entropy(logits, labels))
+
+
+class EndToEnd(nn.Module):
+    """The encoder and the classifier of the method as one network."""
+
+    def __init__(self, encoder_cfg, classifier_cfg, classes):
+        super().__init__()
+        self.encoder = Transformer(encoder_cfg)
+        self.classifier = Classifier(classifier_cfg, classes)
+
+    def forward(self, x, labels=None):
+        """Logits (B, classes) of raw windows (B, T, C); with labels (B,) also the mean cross-entropy."""
+        return self.classifier(self.encoder(instance_norm(x)), labels)
+
+
+def statistics(x):
+    """Simple statistics of raw windows: (N, T, C) array -> (N, 64) for 6 channels.
+
+    Of each channel and of the length of the acceleration and of the angular rate: mean, standard deviation, least,
+    quartiles, greatest, and the mean absolute difference of neighbouring steps. Raw, not normalised: the mean of an
+    acceleration channel says how the device hangs.
+    """
+    x = np.asarray(x, dtype=np.float32)
+    lengths = [np.linalg.norm(x[:, :, axes], axis=2, keepdims=True) for axes in (slice(0, 3), slice(3, 6))]
+    x = np.concatenate([x, *lengths], axis=2)
+    quantiles = np.quantile(x, [0, 0.25, 0.5, 0.75, 1], axis=1)
+    change = np.abs(np.diff(x, axis=1)).mean(1)
+    return np.concatenate([x.mean(1), x.std(1), *quantiles, change], axis=1).astype(np.float32)
+
+
+def model_config(args):
+    """What describes the model in its JSON."""
+    if args.baseline == "forest":
+        return {"trees": TREES}
+    if args.baseline == "cnn":
+        return {"widths": list(WIDTHS), "kernel": 5, "dropout": 0.2}
+    return {
+        "encoder": utils.read_encoder_config(args.model_version),
+        "classifier": utils.read_classifier_config(args.model_version),
+    }
+
+
+def training(args):
+    """All that the result depends on beside the data, for the row's config_hash."""
+    entry = utils.dataset_config(args.dataset, args.dataset_version)
+    return {
+        "baseline": args.baseline, "dataset": args.dataset, "dataset_version": args.dataset_version,
+        "label_index": args.label_index, "label_rate": 0.1 if args.label_rate is None else args.label_rate,
+        "augment_method": args.augument_method or "channel_aug", "train": utils.read_train_config(args),
+        "model": model_config(args), "classes": utils.label_names(entry, args.label_index)[1],
+    }  # fmt: skip
+
+
+def stem_path(args, ending):
+    """saved/baseline_cnn_D_DV/STEM and an ending: the files of a baseline."""
+    folder = f"baseline_{args.baseline}_{args.dataset}_{args.dataset_version}"
+    return Path("saved") / folder / f"{args.save_model}{ending}"
+
+
+def labelled_windows(dataset, version, label_index):
+    """A data set's windows (N, T, C), one id per window (-1 where it changes within), the classes' names."""
+    data, labels, entry = utils.load_windows(dataset, version)
+    column, names = utils.label_names(entry, label_index)
+    ids = utils.window_labels(labels, label_index, names, f"dataset/{dataset}/label_{version}.npy")
+    return torch.tensor(np.asarray(data, dtype=np.float32)), ids, (column, names)
+
+
+def fit_forest(x, y, classes, seed):
+    """A random forest on the windows' statistics; returns windows -> class probabilities (N, classes)."""
+    from sklearn.ensemble import RandomForestClassifier
+
+    forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=torch.get_num_threads())
+    forest.fit(statistics(x.numpy()), y.numpy())
+
+    def predict(windows):
+        probabilities = np.zeros((len(windows), classes), np.float32)
+        probabilities[:, forest.classes_] = forest.predict_proba(statistics(windows.numpy()))
+        return probabilities
+
+    return predict
+
+
+def fit_network(model, cfg, x, y, val_x, val_y, quiet):
+    """Train as classifier.py does; returns (windows -> logits on the CPU, history, the best epoch)."""
+    device = next(model.parameters()).device
+    x, y, val_x, val_y = (part.to(device) for part in (x, y, val_x, val_y))
+    optimizer = torch.optim.Adam(model.parameters(), lr=cfg["lr"], fused=True)
+    batch_size = min(cfg["batch_size"], len(x))
+    steps = math.ceil(len(x) / batch_size)
+    best, history = {"loss": math.inf}, []
+
+    @torch.no_grad()
+    def predict(windows):
+        model.eval()
+        return torch.cat([model(part.to(device)) for part in windows.split(256)])
+
+    for epoch in tqdm(range(cfg["n_epochs"]), unit="epoch", disable=quiet):
+        most = cfg["total_steps"] - epoch * steps if cfg["total_steps"] else steps
+        if most <= 0:
+            break
+        generator = make_generator(device, cfg["seed"], "baseline epoch", epoch)
+        torch.manual_seed(generator.initial_seed())  # dropout: a function of (seed, epoch) too
+        loss = train_epoch(model, optimizer, x, y, batch_size, most, generator).item()
+        val_loss = F.cross_entropy(predict(val_x), val_y).item()
+        if not math.isfinite(loss + val_loss):
+            raise UserError(f"the loss is not finite in epoch {epoch + 1}; lower 'lr' in the -t config")
+        history.append({"epoch": epoch + 1, "train_loss": loss, "val_loss": val_loss})
+        if val_loss < best["loss"]:
+            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            best = {"loss": val_loss, "epoch": epoch + 1, "model": weights}
+    model.load_state_dict(best["model"])
+    return lambda windows: predict(windows).cpu().numpy(), history, best["epoch"]
+
+
+def build(args, config):
+    """The network of -b, untrained."""
+    classes = len(config["classes"])
+    if args.baseline == "cnn":
+        entry = utils.dataset_config(args.dataset, args.dataset_version)
+        return CNN(entry["dimension"], classes, config["model"]["kernel"], config["model"]["dropout"])
+    utils.check_fits(config["model"]["encoder"], utils.dataset_config(args.dataset, args.dataset_version))
+    return EndToEnd(config["model"]["encoder"], config["model"]["classifier"], classes)
+
+
+def main(args):
+    config = training(args)
+    if args.deterministic:
+        utils.set_deterministic()
+    cfg, rate, method = config["train"], config["label_rate"], config["augment_method"]
+    version, seed, split_by = args.dataset_version, cfg["seed"], cfg["split_by"]
+    device = utils.pick_device("cpu" if args.baseline == "forest" else args.gpu)
+    raw, ids, column = labelled_windows(args.dataset, version, args.label_index)
+    names = config["classes"]
+
+    windows, ids = augment_copies(raw, method, seed), np.tile(ids, copy_count(method))
+    split = utils.split_windows(len(raw), copy_count(method), seed, split_by)
+    train, val, test = (rows[ids[rows] >= 0] for rows in split)
+    if min(map(len, (train, val, test))) == 0:
+        raise UserError(f"dataset/{args.dataset} holds {len(raw)} windows, too few to train, validate and test on")
+    labelled = utils.pick_labelled(train, rate, len(raw), copy_count(method), seed, split_by)
+    take = lambda rows: (windows[rows], torch.from_numpy(ids[rows]))  # noqa: E731
+    print(f"{args.dataset}: {args.baseline} on {len(labelled)} labelled of {len(train)} training rows "
+          f"({method}, split by {split_by}) on {device}")  # fmt: skip
+
+    if args.baseline == "forest":
+        predict = fit_forest(*take(labelled), len(names), seed)
+    else:
+        torch.manual_seed(seed)
+        model = build(args, config).to(device)
+        predict, history, epoch = fit_network(model, cfg, *take(labelled), *take(val), args.quiet)
+        path = stem_path(args, ".pt")
+        artefacts.save_table(stem_path(args, "_losses.csv"), history)
+        made_from = [f"dataset/{args.dataset}/{kind}_{version}.npy" for kind in ("data", "label")]
+        record = artefacts.make_record(config, made_from, str(device), epoch=epoch)
+        artefacts.save_state(path, model.state_dict(), record)
+    source = scores(ids[test], predict(windows[test]).argmax(1), len(names))
+    print(report(f"{args.dataset}, test part", source, names))
+
+    settings = {key: config[key] for key in ("augment_method", "label_rate", "label_index")}
+    settings |= {"seed": seed, "split_by": split_by, "model_version": args.model_version}
+    settings |= {"save_model": args.save_model, "baseline": args.baseline} | ledger.source_scores(source)
+    results = {}
+    for target in args.targets or [args.target_dataset]:
+        data, labels, target_column = labelled_windows(target, version, args.label_index)
+        if target_column != column:
+            raise UserError(f"-l {args.label_index} does not name the same classes in {args.dataset} and in {target}; "
+                            "see dataset/data_config.json")  # fmt: skip
+        rows = np.flatnonzero(labels >= 0)
+        if len(rows) == 0:
+            raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
+        logits = predict(data[rows])
+        results[target] = scores(labels[rows], logits.argmax(1), len(names))
+        print(report(f"{args.dataset} -> {target}", results[target], names))
+        key = ledger.config_hash(config, args.dataset, target, version)
+        ledger.save_test(stem_path(args, f"_{target}.npz"), args.dataset, target, version,
+                         settings | {"config_hash": key}, results[target], (rows, labels[rows], logits))  # fmt: skip
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, args))

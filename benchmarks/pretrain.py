@@ -1,0 +1,244 @@
+"""How fast the stages are on this machine, plain path and fast path in one run, beside what the machine could do.
+
+    python benchmarks/pretrain.py -d uci                 on the first GPU, else the CPU
+    python benchmarks/pretrain.py -d uci -g cpu --rounds 3
+
+Reads dataset/uci (or, with --windows N, makes up N windows), writes results/benchmark_pretrain.json and prints it as
+tables. Plain and fast steps take turns, a large matrix product between them, so that a busy machine slows all alike;
+`products` says how many 4096^3 float32 products (on a CPU the yardstick of this project) an epoch takes.
+"""
+
+import argparse
+import functools
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils import Parser, run  # noqa: E402
+
+SCRIPTS = ("pretrain.py", "embedding.py", "classifier.py", "cross_dataset_test.py")
+
+
+def get_args(argv=None):
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", "--dataset", default="uci", help="data set to take the windows of (default uci)")
+    parser.add_argument("-g", "--gpu", help="index of the GPU, or cpu (default: the first GPU, else the CPU)")
+    parser.add_argument("--windows", type=int, help="make up this many windows instead")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of plain, fast and product (default 5)")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "tf32", "bf16"), help="default fp32, on a GPU all")
+    parser.add_argument("--no_plain", action="store_true", help="the fast path only")
+    return parser.parse_args(argv)
+
+
+def timed(fn, device, repeat=1):
+    """Seconds that `repeat` calls of fn take together, all queued work included."""
+    import torch
+
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(repeat):
+        fn()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def limits(device):
+    """What the device can do: FLOP/s of a large float32 (and bf16) product, bytes/s of a large copy."""
+    import torch
+
+    n = 4096 if device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=device)
+    large = torch.empty(1 << (26 if device.type == "cpu" else 28), device=device)
+    repeat = 1 if device.type == "cpu" else 10
+    found = {}
+    torch.set_float32_matmul_precision("highest")
+    products = {"fp32": lambda: a @ a}
+    if device.type == "cuda":
+        half = a.bfloat16()
+        products["bf16"] = lambda: half @ half
+    for name, product in products.items():
+        found[f"{name}_flops"] = 2 * n**3 * repeat / min(timed(product, device, repeat) for _ in range(3))
+    found["copy_bytes"] = 8 * large.numel() * repeat / min(timed(large.clone, device, repeat) for _ in range(3))
+    return found
+
+
+def step_flops(both):
+    """Floating-point operations of one training step of 2 x 512 windows by the plain formulas, backward included."""
+    T, C, D, F, M, P = 120, 6, 72, 144, 18, 100
+    block = T * (C * D + 3 * D * D + 2 * T * D + D * D + 2 * D * F)
+    head = (T + 1) * (D * P + 3 * P * P + 2 * (T + 1) * P + P * P + 2 * P * 64) if both else 0
+    return 3 * 2 * 1024 * (block + M * (D * D + D * C) + head)
+
+
+def make_step(device, step_losses, both, windows, graph):
+    """A function that trains one step on `windows` views, as pretrain.py does it."""
+    import torch
+
+    import fast
+    import pretrain
+    import utils
+    from augment import make_generator, two_views
+    from models import Contrastive, MaskedModel
+
+    mask_cfg = utils.read_config("config/mask.json", utils.MASK_KEYS)
+    model_cfg = utils.read_encoder_config("v1")
+    torch.manual_seed(0)
+    model, head = MaskedModel(model_cfg).to(device).train(), Contrastive(model_cfg["hidden"]).to(device).train()
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True, capturable=device.type == "cuda")
+    views = two_views(windows, make_generator(device, 0))
+    B = min(512, len(windows))
+    draw = pretrain.draw_epoch(len(windows), B, 1, windows.shape[1:], mask_cfg, head, make_generator(device, 1))
+    index, total = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(2, device=device)
+    weights = {"lambda1": 6, "lambda2": 1}
+
+    def train(both):
+        pretrain.train_step(step_losses, model, head, optimizer, views, weights, draw, index, total, both)
+
+    step = fast.Captured(train, [model, head], optimizer, [total]) if graph else train
+    return functools.partial(step, both)
+
+
+def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
+    """One row a half and precision: milliseconds a step on the plain and the fast path, their ratio, limits."""
+    import torch
+
+    import fast
+    import utils
+    from models import losses as plain_losses
+
+    model_cfg = utils.read_encoder_config("v1")
+    a = torch.randn(4096, 4096, device=device)
+    rows = []
+    for precision in precisions:
+        for both in (False, True):
+            torch.set_float32_matmul_precision("highest")
+            step_losses = fast.losses_for(model_cfg, device, precision)
+            candidates = {"fast": make_step(device, step_losses, both, windows, device.type == "cuda")}
+            if with_plain:
+                candidates["plain"] = make_step(device, plain_losses, both, windows, False)
+            repeat = 30 if device.type == "cuda" else 1
+            compiled = {name: timed(step, device) for name, step in candidates.items()}
+            seconds = {name: [] for name in (*candidates, "product")}
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            for _ in range(rounds):
+                for name, step in candidates.items():
+                    seconds[name].append(timed(step, device, repeat) / repeat)
+                seconds["product"].append(timed(lambda: a @ a, device, repeat) / repeat)
+            median = {name: statistics.median(values) for name, values in seconds.items()}
+            flops = bounds["bf16_flops" if precision == "bf16" else "fp32_flops"]
+            rows.append({
+                "precision": precision,
+                "half": "masked + contrastive" if both else "masked",
+                "fast_ms": 1e3 * median["fast"],
+                "plain_ms": 1e3 * median["plain"] if with_plain else None,
+                "ratio": median["plain"] / median["fast"] if with_plain else None,
+                "fast_products": median["fast"] / median["product"],
+                "plain_products": median["plain"] / median["product"] if with_plain else None,
+                "share_of_arithmetic": step_flops(both) / median["fast"] / flops,
+                "first_call_s": compiled["fast"],
+                "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+            })  # fmt: skip
+    return rows
+
+
+def measure_stages(device, windows):
+    """Windows a second of the encoder (before any file is written) and of encoder and classifier together."""
+    import torch
+
+    import cross_dataset_test
+    import utils
+    from models import Classifier, MaskedModel, encode
+
+    model = MaskedModel(utils.read_encoder_config("v1")).to(device)
+    classifier = Classifier(utils.read_classifier_config("v1"), 4).to(device)
+    cpu_windows = windows.cpu()
+
+    def embed():
+        for _ in encode(model, cpu_windows):
+            pass
+
+    found = {}
+    for name, fn in (("embedding", embed), ("cross_dataset",
+                     lambda: cross_dataset_test.classify(model, classifier, cpu_windows))):  # fmt: skip
+        with torch.inference_mode():
+            fn()
+            found[f"{name}_windows_per_s"] = len(windows) / min(timed(fn, device) for _ in range(3))
+    return found
+
+
+def start_up():
+    """Seconds from typing a command to its --help, and to having imported all it needs."""
+    found = {}
+    for script in SCRIPTS:
+        for name, command in (("help", [script, "--help"]), ("import", ["-c", f"import {script[:-3]}"])):
+            runs = []
+            for _ in range(3):
+                start = time.perf_counter()
+                subprocess.run([sys.executable, *command], check=True, capture_output=True)
+                runs.append(time.perf_counter() - start)
+            found[f"{script} {name}"] = min(runs)
+    return found
+
+
+def main(args):
+    import numpy as np
+    import torch
+
+    import artefacts
+    import fast
+    import utils
+    from augment import augment_copies
+
+    device = utils.pick_device(args.gpu if args.gpu in (None, "cpu") else int(args.gpu))
+    if device.type == "cpu":
+        fast.keep_freed_memory()
+    if args.windows:
+        windows = torch.randn(args.windows, 120, 6, device=device)
+    else:
+        data = utils.load_windows(args.dataset, "20_120")[0]
+        windows = torch.tensor(np.asarray(data, dtype=np.float32), device=device)
+    windows = augment_copies(windows, "channel_aug", 0)
+    training = windows[: int(0.8 * len(windows))]
+    precisions = args.precisions or (["fp32", "tf32", "bf16"] if device.type == "cuda" else ["fp32"])
+    bounds = limits(device)
+    rows = measure_steps(device, training, precisions, args.rounds, not args.no_plain, bounds)
+    steps = len(training) // 512
+    schedule = {
+        precision: sum(800 * steps * row["fast_ms"] / 1e3 for row in rows if row["precision"] == precision)
+        for precision in precisions
+    }
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    result = {
+        "device": name, "machine": platform.machine(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
+        "dataset": args.dataset if not args.windows else f"{args.windows} made-up windows", "steps_per_epoch": steps,
+        "limits": bounds, "steps": rows, "training_steps_of_1600_epochs_s": schedule,
+        "stages": measure_stages(device, windows), "start_up_s": start_up(),
+    }  # fmt: skip
+    artefacts.save_json("results/benchmark_pretrain.json", result)
+
+    print(f"{name}, torch {torch.__version__}, {result['date']}: {result['dataset']}, {steps} steps an epoch; limits "
+          + json.dumps({key: f"{value:.3g}" for key, value in bounds.items()}))  # fmt: skip
+    print("\n| precision | half | plain ms/step | fast ms/step | ratio | fast products/epoch | share of arithmetic |")
+    print("|-|-|-|-|-|-|-|")
+    for row in rows:
+        plain, ratio = (f"{row[key]:.2f}" if row[key] else "-" for key in ("plain_ms", "ratio"))
+        print(f"| {row['precision']} | {row['half']} | {plain} | {row['fast_ms']:.3f} | {ratio} | "
+              f"{steps * row['fast_products']:.1f} | {row['share_of_arithmetic']:.1%} |")  # fmt: skip
+    for precision, seconds in schedule.items():
+        print(f"1600 epochs, {precision}: {seconds:.0f} s of training steps")
+    for key, value in (result["stages"] | result["start_up_s"]).items():
+        print(f"{key}: {value:.4g}")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, get_args()))

@@ -1,0 +1,248 @@
+"""The figures of reproduce.py, drawn from files that are there: predictions, loss tables, rows, pretrained models.
+
+    python reproduce.py --figures
+
+writes under results/
+  confusion_SOURCE_TARGET.png        what each activity of the target is taken for, all runs together
+  losses_SOURCE.png                  pretraining and classifier losses by epoch
+  label_rate.png                     accuracy against label rate (where several were run)
+  ablation.png                       the variants side by side (where several were run)
+  representations_SOURCE_TARGET.png  the representations of source and target in two dimensions
+
+Lines and bars are means over runs (seeds), bands and error bars ± one sample standard deviation between runs.
+"""
+
+import csv
+
+import matplotlib
+import matplotlib.ticker
+
+matplotlib.use("Agg")  # no display is needed, nor looked for
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+import artefacts  # noqa: E402
+import ledger  # noqa: E402
+from metrics import scores  # noqa: E402
+from table import METRICS, Results, mean_over, spread  # noqa: E402
+
+# Okabe and Ito's colours, told apart by colour-blind readers too
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
+STYLE = {
+    "figure.dpi": 150, "savefig.bbox": "tight", "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+}  # fmt: skip
+NAMES = {"accuracy": "accuracy", "f1_macro": "macro F1"}
+
+
+def save(figure, name, made):
+    """Write results/NAME.png, atomically, and note its path in `made`."""
+    path = artefacts.Path("results") / f"{name}.png"
+    with artefacts.atomic(path) as handle:
+        figure.savefig(handle, format="png")
+    plt.close(figure)
+    made.append(str(path))
+
+
+def runs_text(count):
+    return f"{count} run" + ("s" if count != 1 else "")
+
+
+def cells_of(grid, variant, rate, source):
+    """The grid's cells of a variant, label rate and source."""
+    jobs = [job for job in grid.jobs() if job.variant == variant and job.source == source]
+    return [cell for job in jobs for cell in grid.cells(job) if cell.rate == rate]
+
+
+# ------------------------------------------------------------------------------------------------ confusion
+
+
+def confusion(results, variant, source, target, made):
+    """Rows: the true activity; the share of it and the number of windows, the mean over runs, in each square."""
+    grid = results.grid
+    names, matrices = grid.classes(source), []
+    for cell in cells_of(grid, variant, results.rate, source):
+        saved = ledger.read_predictions(grid.predictions(cell), grid.key(cell)) if cell.target == target else None
+        if saved is not None:
+            _, labels, logits = saved
+            matrices.append(scores(labels, logits.argmax(1), len(names))["confusion"])
+    if not matrices:
+        return
+    counts = np.mean(matrices, axis=0)  # (true, predicted)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    figure, axis = plt.subplots(figsize=(4.6, 4.0))
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        axis.text(column, row, f"{share:.0%}\n{counts[row, column]:.0f}", ha="center", va="center", fontsize=9,
+                  color="white" if share > 0.6 else "black")  # fmt: skip
+    wrapped = [name.replace("&", "&\n") for name in names]
+    axis.set_xticks(range(len(names)), wrapped, fontsize=9), axis.set_yticks(range(len(names)), wrapped, fontsize=9)
+    axis.set_xlabel("predicted activity"), axis.set_ylabel("true activity")
+    axis.grid(False), axis.spines[:].set_visible(False), axis.tick_params(length=0)
+    accuracy = np.trace(counts) / counts.sum()
+    axis.set_title(f"{grid.title(variant)}, {grid.pair(source, target)}: accuracy {accuracy:.3f}\n"
+                   f"share and number of windows, mean of {runs_text(len(matrices))}", fontsize=10)  # fmt: skip
+    save(figure, f"confusion_{source}_{target}", made)
+
+
+# --------------------------------------------------------------------------------------------------- losses
+
+
+def read_losses(paths):
+    """The loss tables of several runs: {column: (runs, epochs)}, cut to the shortest; {} if there are none."""
+    tables = []
+    for path in filter(artefacts.Path.exists, paths):
+        with open(path, newline="") as handle:
+            tables.append(list(csv.DictReader(handle)))
+    if not tables:
+        return {}
+    length = min(map(len, tables))
+    return {name: np.array([[float(row[name]) for row in t[:length]] for t in tables]) for name in tables[0][0]}
+
+
+def band(axis, x, values, label, **style):
+    """A mean line with a band of ± one standard deviation; values (runs, x), NaN where there is none."""
+    values = np.asarray(values, dtype=float)
+    mean = values.mean(0)
+    (line,) = axis.plot(x, mean, label=label, **style)
+    if len(values) > 1:
+        sd = values.std(0, ddof=1)
+        axis.fill_between(x, mean - sd, mean + sd, color=line.get_color(), alpha=0.18, linewidth=0)
+    return line
+
+
+def loss_curves(results, variant, source, made):
+    grid = results.grid
+    cells = {cell.run: cell for cell in cells_of(grid, variant, results.rate, source)}.values()
+    pretrained = {grid.checkpoint(cell.job): cell.job for cell in cells}
+    stems = [path.with_name(f"{job.stem}_losses_{grid.weights(job)}.csv") for path, job in pretrained.items()]
+    losses = read_losses(stems)
+    paths = [grid.classifier_path(cell) for cell in cells]
+    classifier = read_losses([path.with_name(f"{path.stem}_losses.csv") for path in paths])
+    if not losses or not classifier:
+        return
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    epochs = losses["epoch"][0]
+    joint = (losses["train_contrastive"] > 0).all(0)
+    for axis, name in zip(axes, ("masked", "contrastive"), strict=False):
+        shown = joint if name == "contrastive" else np.ones_like(joint)
+        for part, label, colour in (("train", "training", COLOURS[0]), ("val", "validation", COLOURS[1])):
+            band(axis, epochs[shown], losses[f"{part}_{name}"][:, shown], label, color=colour)
+        axis.set_xlabel("pretraining epoch"), axis.set_title(f"{name} loss"), axis.set_xlim(0, epochs[-1])
+        if joint.any() and not joint.all():
+            start = epochs[joint][0]
+            axis.axvline(start, color="grey", linestyle=":", linewidth=1.2)
+            axis.annotate("both losses from here", (start, 1), xycoords=("data", "axes fraction"), rotation=90,
+                          xytext=(-3, -3), textcoords="offset points", ha="right", va="top", fontsize=8,
+                          color="grey")  # fmt: skip
+    for part, label, colour in (("train", "training", COLOURS[0]), ("val", "validation", COLOURS[1])):
+        band(axes[2], classifier["epoch"][0], classifier[f"{part}_loss"], label, color=colour)
+    axes[2].set_xlabel("classifier epoch"), axes[2].set_title(f"cross-entropy, label rate {results.rate:g}")
+    axes[0].set_ylabel("loss")
+    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    for axis in axes:
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
+    count = len(losses["epoch"])
+    figure.suptitle(f"{grid.title(variant)} on {source}: mean of {runs_text(count)}"
+                    + (", band ± 1 standard deviation" if count > 1 else ""))  # fmt: skip
+    save(figure, f"losses_{source}", made)
+
+
+# ------------------------------------------------------------------------------------- label rates, ablation
+
+
+def label_rates(results, made):
+    """One panel a pair: accuracy against label rate, a line for each variant that has several."""
+    pairs, grid = results.pairs(), results.grid
+    lines = {}
+    for variant in results.variants:
+        rates = [r for r in results.rates if any((variant, r, *pair) in results.found for pair in pairs)]
+        if len(rates) > 1:
+            lines[variant] = rates
+    if not lines:
+        return
+    columns = min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.8 * rows + 0.6), sharex=True, sharey=True,
+                                squeeze=False, layout="constrained")  # fmt: skip
+    for axis, pair in zip(axes.flat, pairs, strict=False):
+        for number, (variant, rates) in enumerate(lines.items()):
+            found = [(r, results.values(variant, r, [pair], "accuracy")) for r in rates]
+            found = [(r, values) for r, values in found if values is not None]
+            if not found:
+                continue
+            x = [r for r, _ in found]
+            mean = np.array([values.mean() for _, values in found])
+            sd = np.array([values.std(ddof=1) if len(values) > 1 else 0 for _, values in found])
+            colour = COLOURS[number % len(COLOURS)]
+            axis.plot(x, mean, marker="osD^vPX*"[number % 8], markersize=4, color=colour, label=grid.title(variant))
+            axis.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
+        axis.axhline(results.majority([pair]), color="grey", linestyle="--", linewidth=1, label="most frequent class")
+        axis.set_xscale("log"), axis.set_title(grid.pair(*pair))
+        axis.set_xticks(results.rates, [f"{r:.3g}" for r in results.rates]), axis.minorticks_off()
+    for axis in axes.flat[len(pairs) :]:
+        axis.set_visible(False)
+    figure.supxlabel("label rate: share of the source's training windows whose labels are seen")
+    figure.supylabel("accuracy on the target")
+    handles = {text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels())}  # noqa: B905
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=9)
+    save(figure, "label_rate", made)
+
+
+def ablation(results, made):
+    """Accuracy and macro F1 of every variant, averaged over the pairs that all variants have."""
+    if len(results.variants) < 2:
+        return
+    grid, rate = results.grid, results.rate
+    found = [{pair for pair in results.pairs() if (v, rate, *pair) in results.found} for v in results.variants]
+    variants = [v for v, there in zip(results.variants, found, strict=True) if there]
+    pairs = sorted(set.intersection(*filter(None, found)))
+    if len(variants) < 2 or not pairs:
+        return
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.4 * len(variants) + 1.8), sharey=True, layout="constrained")
+    y = np.arange(len(variants))[::-1]
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for place, variant in zip(y, variants, strict=True):
+            parts = [results.found[variant, rate, *pair] for pair in pairs]
+            values = mean_over(parts, metric)
+            if values is None:
+                continue
+            colour = COLOURS[1] if grid.is_baseline(variant) else COLOURS[0]
+            axis.barh(place, values.mean(), 0.72, color=colour, alpha=0.5)
+            if len(values) > 1:
+                axis.errorbar(values.mean(), place + 0.15, xerr=values.std(ddof=1), color="black", capsize=3, lw=1.2)
+            runs = set.intersection(*map(set, parts))  # those of the bar
+            single = [np.mean([float(part[run][metric]) for run in runs]) for part in parts]
+            axis.plot(single, np.full(len(single), place - 0.18), "o", color="black", mfc="white", markersize=3.5)
+            axis.text(1.02, place, spread(values), va="center", fontsize=9, transform=axis.get_yaxis_transform())
+        axis.set_xlim(0, 1), axis.set_xlabel(f"{NAMES[metric]} on the target"), axis.grid(False, axis="y")
+    share = results.majority(pairs)
+    axes[0].axvline(share, color="grey", linestyle="--", linewidth=1)
+    axes[0].text(share, 1.0, "most frequent class", color="grey", fontsize=8, ha="center", va="bottom",
+                 transform=axes[0].get_xaxis_transform())  # fmt: skip
+    axes[0].set_yticks(y, [grid.title(variant) for variant in variants])
+    figure.suptitle(f"Variants at label rate {rate:g}: bar, mean over {len(pairs)} pairs and the runs; whisker, ± 1 "
+                    "standard deviation between runs;\ndots, single pairs; orange, trained with labels only",
+                    fontsize=10)  # fmt: skip
+    save(figure, "ablation", made)
+
+
+def write(grid, projection="tsne"):
+    """Draw all figures for which there are files; returns their paths. Pairs show the grid's first variant."""
+    import representations  # here, not above: it takes its style from this module
+
+    results, made = Results(grid), []
+    pretrained = [variant for variant in results.variants if not grid.is_baseline(variant)]
+    with plt.rc_context(STYLE):
+        for source, target in results.pairs() if results.variants else []:
+            confusion(results, results.variants[0], source, target, made)
+            if pretrained:
+                representations.draw(results, pretrained[0], source, target, projection, made)
+        for source in results.sources if pretrained else []:
+            loss_curves(results, pretrained[0], source, made)
+        label_rates(results, made)
+        ablation(results, made)
+    print(f"{len(made)} figures in results/: {', '.join(path.split('/')[-1] for path in made)}")
+    return made

@@ -1,0 +1,279 @@
+"""The grid of experiments: which runs there are, the command lines that make each, and the config_hash of its row.
+
+A job is what one process does: one source, variant and seed, pretrained once and tested on every target. A cell is one
+row of saved/results.csv. Nothing is trained here; reproduce.py runs the jobs, table.py and figures.py read the rows.
+"""
+
+import functools
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import artefacts
+import baselines
+import classifier
+import cross_dataset_test
+import embedding
+import ledger
+import pretrain
+import utils
+from utils import UserError
+
+RATE = 0.1  # the label rate of the paper's tables; other ones show in the classifier's stem
+SCRIPTS = {
+    "pretrain": pretrain, "embedding": embedding, "classifier": classifier, "cross_dataset_test": cross_dataset_test,
+    "baselines": baselines,
+}  # fmt: skip
+
+
+class Job(NamedTuple):
+    source: str
+    variant: str
+    seed: int  # of pretraining; of a baseline's only training
+
+    @property
+    def stem(self):
+        """The -s of its pretrained model: one for each variant and seed, so that jobs side by side don't meet."""
+        return f"{self.variant}_s{self.seed}"
+
+    @property
+    def name(self):
+        return f"{self.source}_{self.stem}"
+
+
+class Cell(NamedTuple):
+    job: Job
+    rate: float
+    seed: int  # of the classifier
+    target: str
+
+    @property
+    def run(self):
+        """What tells repetitions of the same experiment apart."""
+        return self.job.seed, self.seed
+
+
+class Command(NamedTuple):
+    """One call of a script: `python SCRIPT.py FLAGS`."""
+
+    script: str
+    flags: list
+
+    def __str__(self):
+        return shlex.join(["python", f"{self.script}.py", *self.flags])
+
+    def args(self):
+        return SCRIPTS[self.script].get_args(self.flags)
+
+
+def read_variants(path="config/variants.json"):
+    """The variants by name, in the file's order, each with all its keys. Raises UserError for a malformed file."""
+    entries = artefacts.read_json(utils.find_config(path), "the variants' configuration")
+    words = ("never", "half", "always")
+    defaults = {"title": "", "contrastive": "half", "pretrain": {}, "classifier": {}, "augment": None, "baseline": None}
+    for name, entry in entries.items():
+        if unknown := [key for key in entry if key not in defaults]:
+            raise UserError(f"{path}, {name}: unknown key {unknown[0]!r}; known keys: {', '.join(defaults)}")
+        if entry.get("contrastive", "half") not in words:
+            raise UserError(f"{path}, {name}: 'contrastive' must be one of {', '.join(words)}")
+        if entry.get("baseline") not in (None, *baselines.MODELS):
+            raise UserError(f"{path}, {name}: 'baseline' must be one of {', '.join(baselines.MODELS)}")
+    return {name: defaults | {"title": name} | entry for name, entry in entries.items()}
+
+
+def prepared(version):
+    """The data sets whose windows are here, in the order of data_config.json, those of the simulated pair left out."""
+    entries = artefacts.read_json(utils.find_config("dataset/data_config.json"), "the data sets' configuration")
+    names = [key.removesuffix(f"_{version}") for key in entries if key.endswith(f"_{version}")]
+    here = [n for n in names if all(Path(f"dataset/{n}/{k}_{version}.npy").is_file() for k in ("data", "label"))]
+    return [name for name in here if name not in ("uci20", "sim")]
+
+
+class Grid:
+    """The experiments that the flags ask for.
+
+    runs: pairs (seed of pretraining, seed of the classifier); epochs: the schedule's length for a source, or None for
+    the configuration's; the other names are those of the flags.
+    """
+
+    def __init__(self, sources, targets, variants, rates, runs, *, version="20_120", label_index=0, gpu=None,
+                 epochs=None, classifier_epochs=None):  # fmt: skip
+        self.all_variants = read_variants()
+        self.sources, self.targets, self.rates, self.runs = sources, targets, rates, runs
+        self.variants = list(self.all_variants) if variants == ["all"] else variants
+        for name in self.variants:
+            if name not in self.all_variants:
+                raise UserError(f"--variants {name}: config/variants.json has {', '.join(self.all_variants)}, or all")
+        self.version, self.label_index, self.gpu = version, label_index, gpu
+        self.epochs, self.classifier_epochs = epochs or {}, classifier_epochs
+        self.config_path = functools.lru_cache(None)(self._config_path)
+        self.pretrain_config = functools.lru_cache(None)(self._pretrain_config)
+        self.classes = functools.lru_cache(None)(self._classes)
+
+    def title(self, variant):
+        return self.all_variants[variant]["title"]
+
+    def label(self, dataset):
+        """A data set's name for tables and figures, which says so where its windows are simulated."""
+        simulated = utils.dataset_config(dataset, self.version).get("simulated")
+        return dataset + (" (simulated)" if simulated else "")
+
+    def pair(self, source, target):
+        return f"{self.label(source)} → {self.label(target)}"
+
+    def is_baseline(self, variant):
+        return self.all_variants[variant]["baseline"] is not None
+
+    def jobs(self):
+        """All jobs, the longest first, so that none is left alone at the end."""
+        jobs = [Job(s, v, seed) for v in self.variants for s in self.sources for seed in self._seeds(v)]
+        jobs = [job for job in jobs if any(target != job.source for target in self.targets)]
+        return sorted(jobs, key=self.work, reverse=True)
+
+    def _seeds(self, variant):
+        return dict.fromkeys(seed for seed, _ in self.variant_runs(variant))
+
+    def variant_runs(self, variant):
+        """The runs of a variant; a baseline has a single seed, the classifier's."""
+        if self.is_baseline(variant):
+            return list(dict.fromkeys((seed, seed) for _, seed in self.runs))
+        return self.runs
+
+    def cells(self, job):
+        """The rows of a job: label rate by label rate, seed by seed, target by target."""
+        seeds = [seed for first, seed in self.variant_runs(job.variant) if first == job.seed]
+        targets = [target for target in self.targets if target != job.source]
+        return [Cell(job, rate, seed, target) for rate in self.rates for seed in seeds for target in targets]
+
+    def work(self, job):
+        """About how long a job takes, in windows that go through a network."""
+        data = np.load(f"dataset/{job.source}/data_{self.version}.npy", mmap_mode="r")
+        copies = 1 if self.all_variants[job.variant]["augment"] == "none" else utils.COPIES
+        classifier = 100 * sum(self.rates) * len(data) * copies
+        if self.is_baseline(job.variant):
+            return classifier
+        cfg = self.pretrain_config(job)["train"]  # an epoch with both losses takes about twice as long
+        return len(data) * copies * (cfg["n_epochs"] + cfg["n_epochs_cl"]) + classifier
+
+    # ------------------------------------------------------------------------------------------ command lines
+
+    def _common(self, job):
+        flags = ["-d", job.source]
+        flags += ["-dv", self.version] if self.version != "20_120" else []
+        return flags + (["-g", str(self.gpu)] if self.gpu is not None else [])
+
+    def _column(self):
+        return ["-l", str(self.label_index)] if self.label_index else []
+
+    def _config_flags(self, job, stage):
+        path = self.config_path(job.source, job.variant, stage)
+        return ["-t", path] if path else []
+
+    def _config_path(self, source, variant, stage):
+        """The -t of a stage (pretrain, train): None where the default configuration fits, else a file written here."""
+        entry, path = self.all_variants[variant], f"config/{stage}.json"
+        keys, dead = utils.PRETRAIN_KEYS, utils.DEAD_KEYS
+        epochs = self.epochs.get(source)
+        if stage == "train":
+            keys, dead, epochs = utils.TRAIN_KEYS, utils.DEAD_CLASSIFIER_KEYS, self.classifier_epochs
+        default = utils.read_config(path, keys, dead)
+        config = default | ({"n_epochs": epochs} if epochs else {})
+        if stage == "pretrain":
+            config |= entry["pretrain"]
+            total = config["n_epochs"]
+            shares = {"never": 0, "always": total, "half": total - total // 2}
+            if total != default["n_epochs"] or entry["contrastive"] != "half" or config["n_epochs_cl"] is None:
+                config["n_epochs_cl"] = shares[entry["contrastive"]]
+        else:
+            config |= entry["classifier"]
+        if config == default:
+            return None
+        own = Path("results/configs") / f"{stage}_{variant}_{config['n_epochs']}.json"
+        artefacts.save_json(own, config)
+        return str(own)
+
+    def classifier_stem(self, cell):
+        """The -s of a classifier: the pretrained stem, and what differs from its seed and the usual label rate."""
+        stem = cell.job.stem + (f"_c{cell.seed}" if cell.seed != cell.job.seed else "")
+        return stem + (f"_lr{cell.rate:g}" if cell.rate != RATE else "")
+
+    def _stems(self, cell):
+        stem = self.classifier_stem(cell)
+        return ["-s", stem] + (["-f", cell.job.stem] if stem != cell.job.stem else [])
+
+    def pretrain(self, job):
+        augment = self.all_variants[job.variant]["augment"]
+        flags = [*self._common(job), "-s", job.stem, "--seed", str(job.seed), *self._config_flags(job, "pretrain")]
+        return Command("pretrain", flags + (["-am", augment] if augment else []))
+
+    def embedding(self, job):
+        return Command("embedding", [*self._common(job), "-s", job.stem, *self._config_flags(job, "pretrain")])
+
+    def classifier(self, cell):
+        flags = [*self._common(cell.job), *self._column(), *self._stems(cell), "-lr", f"{cell.rate:g}"]
+        return Command("classifier", [*flags, "--seed", str(cell.seed), *self._config_flags(cell.job, "train")])
+
+    def test(self, cell):
+        flags = [*self._common(cell.job), "-td", cell.target, *self._column(), *self._stems(cell)]
+        return Command("cross_dataset_test", flags)
+
+    def baseline(self, cell, targets):
+        """Training of a baseline and its tests on `targets`."""
+        entry = self.all_variants[cell.job.variant]
+        flags = [*self._common(cell.job), *self._column(), "-b", entry["baseline"], "-s", self.classifier_stem(cell)]
+        flags += ["-lr", f"{cell.rate:g}", "--seed", str(cell.seed), *self._config_flags(cell.job, "train")]
+        flags += ["-am", entry["augment"]] if entry["augment"] else []
+        return Command("baselines", [*flags, "--targets", *targets])
+
+    # --------------------------------------------------------------- what the commands will write, and its hash
+
+    def _classes(self, source):
+        return utils.label_names(utils.dataset_config(source, self.version), self.label_index)[1]
+
+    def _pretrain_config(self, job):
+        """What pretrain.py will record as its configuration, as far as its result depends on it."""
+        args = self.pretrain(job).args()
+        return {
+            "dataset": job.source, "dataset_version": self.version, "model_version": args.model_version,
+            "augment_method": args.augument_method or "channel_aug", "train": utils.read_train_config(args),
+            "mask": utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",)),
+            "model": utils.read_encoder_config(args.model_version),
+        }  # fmt: skip
+
+    def classifier_config(self, cell):
+        """Likewise for classifier.py."""
+        args = self.classifier(cell).args()
+        return {
+            "label_index": self.label_index, "label_rate": cell.rate,
+            "augment_method": self.pretrain_config(cell.job)["augment_method"], "train": utils.read_train_config(args),
+            "model": utils.read_classifier_config(args.model_version), "classes": self.classes(cell.job.source),
+        }  # fmt: skip
+
+    def key(self, cell):
+        """The config_hash that the cell's row has or will have."""
+        if self.is_baseline(cell.job.variant):
+            trained_with = baselines.training(self.baseline(cell, [cell.target]).args())
+        else:
+            trained_with = ledger.training(self.pretrain_config(cell.job), self.classifier_config(cell))
+        return ledger.config_hash(trained_with, cell.job.source, cell.target, self.version)
+
+    def weights(self, job):
+        """The loss weights as they stand in the pretrained files' names."""
+        return utils.loss_weights(self.pretrain_config(job)["train"])
+
+    def checkpoint(self, job):
+        """The masked model's path."""
+        stem = utils.pretrain_stem(self.pretrain(job).args(), job.stem)
+        return Path(f"{stem}_masked_{self.weights(job)}.pt")
+
+    def classifier_path(self, cell):
+        return utils.classifier_path(self.classifier(cell).args())
+
+    def predictions(self, cell):
+        """The .npz of the cell's predictions."""
+        if self.is_baseline(cell.job.variant):
+            return baselines.stem_path(self.baseline(cell, [cell.target]).args(), f"_{cell.target}.npz")
+        path = self.classifier_path(cell)
+        return path.with_name(f"{path.stem}_{cell.target}.npz")

@@ -1,0 +1,104 @@
+"""saved/results.csv: one row for every test on a target data set, and how a row is recognised again.
+
+A row's `config_hash` tells its result apart from any other's: it is taken from the resolved configuration of all
+training and from the contents of the source's and target's files, but not from file names, stems or the machine. The
+same hash therefore means the same experiment, whether a shell loop or reproduce.py made it.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+import artefacts
+from utils import UserError
+
+PATH = "saved/results.csv"
+PRETRAIN = ("dataset", "dataset_version", "augment_method", "model_version", "train", "mask", "model")
+CLASSIFY = ("label_index", "label_rate", "augment_method", "train", "model", "classes")
+
+
+@functools.lru_cache
+def _fingerprint(path, _changed):
+    return artefacts.fingerprint(path)
+
+
+def data_fingerprints(dataset, version):
+    """The fingerprints of a data set's windows and labels, None for a file that is not here.
+
+    A file is read once for as long as it stays as it is.
+    """
+    paths = [f"dataset/{dataset}/{kind}_{version}.npy" for kind in ("data", "label")]
+    stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
+    return [s and _fingerprint(path, (s.st_mtime_ns, s.st_size)) for path, s in zip(paths, stats, strict=True)]
+
+
+def training(pretrain, classifier, more=()):
+    """What a pretrained model and its classifier were trained with, from the configurations in their JSON.
+
+    `more` are fingerprints of what they started from beside the data (pretrain.py -f). A released checkpoint has no
+    JSON: then `pretrain` is None, and its fingerprint in `more` stands for it.
+    """
+    return {
+        "pretrain": {key: pretrain.get(key) for key in PRETRAIN} if pretrain else None,
+        "classifier": {key: classifier.get(key) for key in CLASSIFY},
+        "started_from": sorted(more),
+    }
+
+
+def config_hash(trained_with, source, target, version):
+    """16 hexadecimal digits that stand for a result: `trained_with` (dict) and the two data sets' contents."""
+    whole = {
+        "trained_with": trained_with,
+        "source": data_fingerprints(source, version),
+        "target": data_fingerprints(target, version),
+    }
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def save_test(npz, source, target, version, settings, result, predictions):
+    """Keep a test: the predictions in the file `npz`, then a row of scores.
+
+    settings: further columns (label_rate, seed, config_hash, ...); result: metrics.scores; predictions: (numbers of the
+    windows (n,), labels (n,), logits (n, classes)), all that is needed to compute the row again. The row comes last:
+    where it stands, the rest is there.
+    """
+    window, label, logits = predictions
+    with artefacts.atomic(npz) as handle:
+        np.savez(handle, window=window, label=label, logits=logits, config_hash=settings["config_hash"])
+    first = ("augment_method", "label_rate", "seed")
+    row = {"source": source, "target": target, "dataset_version": version}
+    row |= {key: settings[key] for key in first}
+    row |= {key: round(value, 6) for key, value in result.items() if key not in ("confusion", "majority")}
+    row |= {key: value for key, value in settings.items() if key not in first}
+    artefacts.append_row(PATH, row | {"majority": round(result["majority"], 6)})
+
+
+def source_scores(result):
+    """The columns for the scores on the source's own test part: metrics.scores or None (a released classifier)."""
+    numbers = result or {}
+    return {
+        f"source_{key}": round(numbers[key], 6) if key in numbers else "" for key in ("windows", "accuracy", "f1_macro")
+    }
+
+
+def read_rows(path=PATH):
+    """The rows by config_hash, text as it stands; of several with one hash the last. No file is no rows."""
+    rows = artefacts.read_table(path) if Path(path).exists() else []
+    return {row["config_hash"]: row for row in rows if row.get("config_hash")}
+
+
+def read_predictions(npz, key):
+    """(window, label, logits) of the file `npz`, or None if it is gone or belongs to another row than `key`."""
+    try:
+        with np.load(npz, allow_pickle=False) as saved:
+            if str(saved["config_hash"]) != key:
+                return None
+            return saved["window"], saved["label"], saved["logits"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{npz} is not a readable file of predictions ({error}); remove it and repeat") from error

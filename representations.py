@@ -1,0 +1,67 @@
+"""A picture of what the encoder makes of two data sets: source and target windows in two dimensions."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+import artefacts
+import utils
+from figures import COLOURS, cells_of, save
+from models import DEAD_MASKED, MaskedModel, encode
+
+EACH = 500  # windows of a data set
+
+
+def window_means(model, dataset, version, index, rng):
+    """Up to EACH windows of a data set, drawn by `rng`: (means over time of their representations (n, D), ids)."""
+    data, labels, entry = utils.load_windows(dataset, version)
+    names = utils.label_names(entry, index)[1]
+    ids = utils.window_labels(labels, index, names, f"dataset/{dataset}/label_{version}.npy")
+    rows = np.flatnonzero(ids >= 0)
+    rows = np.sort(rng.choice(rows, min(EACH, len(rows)), replace=False))
+    return np.concatenate([h.mean(1).numpy() for h in encode(model, np.asarray(data[rows], np.float32))]), ids[rows]
+
+
+def project(features, method):
+    """(n, D) to (n, 2), by scikit-learn's t-SNE or PCA of standardised features; the same numbers every time."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    features = (features - features.mean(0)) / (features.std(0) + 1e-8)
+    if method == "pca":
+        return PCA(2, random_state=0).fit_transform(features)
+    return TSNE(2, init="pca", perplexity=min(30, (len(features) - 1) / 3), random_state=0).fit_transform(features)
+
+
+def draw(results, variant, source, target, method, made):
+    """Source and target windows as the first run's encoder sees them, coloured by activity and by domain."""
+    grid = results.grid
+    jobs = [c.job for c in cells_of(grid, variant, results.rate, source) if grid.checkpoint(c.job).exists()]
+    if not jobs:
+        return
+    model = MaskedModel(grid.pretrain_config(jobs[0])["model"])
+    artefacts.load_state(grid.checkpoint(jobs[0]), model, DEAD_MASKED)
+    rng = np.random.default_rng(0)
+    parts = [window_means(model, name, grid.version, grid.label_index, rng) for name in (source, target)]
+    points = project(np.concatenate([features for features, _ in parts]), method)
+    ids = np.concatenate([part for _, part in parts])
+    domain = np.repeat([0, 1], [len(part) for _, part in parts])
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    for number, name in enumerate(grid.classes(source)):
+        for which, marker in enumerate("o^"):
+            chosen = points[(ids == number) & (domain == which)]
+            axes[0].scatter(*chosen.T, s=13, color=COLOURS[number % 8], marker=marker, alpha=0.6, linewidths=0,
+                            label=name if which == 0 else None)  # fmt: skip
+    for which, marker in enumerate("o^"):
+        label = (f"{grid.label(source)}, source", f"{grid.label(target)}, target")[which]
+        axes[1].scatter(*points[domain == which].T, s=13, color=(COLOURS[4], COLOURS[5])[which], marker=marker,
+                        alpha=0.6, linewidths=0, label=label)  # fmt: skip
+    for axis, title in zip(axes, ("by activity (● source, ▲ target)", "by domain"), strict=True):
+        axis.set_title(title), axis.set_xticks([]), axis.set_yticks([])
+        legend = axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2 if axis is axes[0] else 1)
+        for handle in legend.legend_handles:
+            handle.set_sizes([40]), handle.set_alpha(1)
+    axes[0].set_ylabel("no unit; near means similar", fontsize=9)
+    shown = {"tsne": "t-SNE", "pca": "PCA"}[method]
+    figure.suptitle(f"Representations of the encoder pretrained on {source} ({grid.title(variant)}, seed "
+                    f"{jobs[0].seed}), mean over time, {shown}")  # fmt: skip
+    save(figure, f"representations_{source}_{target}", made)

@@ -1,0 +1,175 @@
+"""The paper's tables and figures: every source -> target pair, seed and variant, from one command.
+
+    python reproduce.py                         all ordered pairs of the data sets that are prepared, 3 seeds
+    python reproduce.py --variants all          and every ablation and baseline of config/variants.json
+    python reproduce.py --table                 the tables of what is in saved/results.csv, nothing is run
+    python reproduce.py --figures               likewise the figures
+
+reads   dataset/NAME/{data,label}_20_120.npy
+writes  what the four scripts write, under stems like full_s3431 (variant and seed); saved/results.csv;
+        results/table.{txt,md,tex,csv}, results/*.png, results/logs/JOB.log
+
+It calls the four scripts (--commands prints their command lines), each source pretrained once a seed and tested on all
+targets. A row that is in saved/results.csv is not run again, and a run that was stopped continues. An embedding is
+removed when its classifiers are trained.
+"""
+
+import sys
+from pathlib import Path
+
+import utils
+from utils import Parser, UserError, _device, _name, _number, run
+
+
+def _epochs(text):
+    """An argparse type: N, or SOURCE=N; gives (source or None, N)."""
+    source, _, number = text.rpartition("=")
+    return (_name(source) if source else None, _number(int, lambda n: n > 0, "a number of epochs, or SOURCE=N")(number))
+
+
+def get_args(argv=None):
+    import argparse
+
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    whole = _number(int, lambda n: n > 0, "a whole number from 1")
+    rate = _number(float, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
+    add("--sources", nargs="+", type=_name, help="source data sets (default: those prepared)")
+    add("--targets", nargs="+", type=_name, help="target data sets (default: those prepared)")
+    add("--variants", nargs="+", type=_name, help="of config/variants.json, or all (default full)")
+    add("--seeds", type=whole, help="how many seeds, each for pretraining and classifier (default 3)")
+    add("--first_seed", type=_number(int, lambda n: n >= 0, "a seed"), default=3431, help="default 3431")
+    add("--classifier_seeds", type=whole, help="this many classifier seeds for every pretrained model")
+    add("--label_rates", nargs="+", type=rate, help="shares of the labels that are seen (default 0.1)")
+    add("--epochs", nargs="+", type=_epochs, default=[], help="pretraining epochs, half and half: N, or SOURCE=N ...")
+    add("--classifier_epochs", type=whole, help="default: those of config/train.json")
+    add("-dv", "--dataset_version", type=_name, default="20_120", help="rate_length of the windows (default 20_120)")
+    add("-l", "--label_index", type=_number(int, lambda n: n >= 0, "a column's index"), default=0, help="label column")
+    add("-g", "--gpus", nargs="+", type=_device, help="GPUs to use, or cpu (default: all GPUs, else the CPU)")
+    jobs = _number(int, lambda n: n >= 0, "a whole number")
+    add("--jobs", type=jobs, default=1, help="jobs side by side on each GPU, or on the CPU; 0: in this process")
+    add("--table", action="store_true", help="only the tables of the rows that are there")
+    add("--figures", action="store_true", help="only the figures of what is there")
+    add("--no_figures", action="store_true", help="run and print the tables without drawing figures")
+    add("--projection", choices=("tsne", "pca"), default="tsne", help="of the representations' picture (default tsne)")
+    add("--commands", action="store_true", help="print the scripts' command lines of the whole grid; nothing is run")
+    add("--keep_embeddings", action="store_true", help="don't remove them after their classifiers are trained")
+    add("--restart", action="store_true", help="start afresh where an interrupted training left its state")
+    add("--only", metavar="JOB", help="run this one job (uci_full_s3431) in this process, no table; for a batch system")
+    args = parser.parse_args(argv)
+    args.argv = list(sys.argv[1:] if argv is None else argv)
+    return args
+
+
+args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
+
+
+def make_grid(args):
+    """The Grid of the flags; what they leave open is for a run the default, and for --table and --figures all there is.
+
+    Raises UserError if no pair of data sets is left.
+    """
+    import ledger
+    from grid import RATE, Grid, prepared
+
+    here = prepared(args.dataset_version)
+    sources, targets = args.sources or here, args.targets or here
+    for name in dict.fromkeys([*sources, *targets]):
+        utils.dataset_config(name, args.dataset_version)
+        if not Path(f"dataset/{name}/data_{args.dataset_version}.npy").is_file():
+            raise UserError(f"dataset/{name}: no windows here; make them with: python dataset/prepare.py -d {name}")
+    if not any(s != t for s in sources for t in targets):
+        raise UserError(f"no pair of data sets: prepared here are {', '.join(here) or 'none'}; make them with "
+                        "python dataset/prepare.py, or see --sources and --targets")  # fmt: skip
+    rows = ledger.read_rows().values() if args.table or args.figures else []
+    seeds = [args.first_seed + i for i in range(args.seeds or 3)]
+    runs = [(seed, seed) for seed in seeds]
+    if args.classifier_seeds:
+        runs = [(seed, args.first_seed + i) for seed in seeds for i in range(args.classifier_seeds)]
+    if rows and not args.seeds and not args.classifier_seeds:
+        runs = sorted({(int(row["pretrain_seed"] or row["seed"]), int(row["seed"])) for row in rows})
+    rates = args.label_rates or sorted({float(row["label_rate"]) for row in rows}) or [RATE]
+    epochs = {name: n for source, n in args.epochs for name in ([source] if source else sources)}
+    variants = args.variants or (["all"] if rows else ["full"])
+    return Grid(sources, targets, variants, rates, runs, version=args.dataset_version, label_index=args.label_index,
+                gpu=args.gpus[0] if args.gpus else None, epochs=epochs,
+                classifier_epochs=args.classifier_epochs)  # fmt: skip
+
+
+def slots_for(args):
+    """Where jobs run, an entry for each that may run at once: the GPUs in turn, --jobs times."""
+    import torch
+
+    gpus = args.gpus or list(range(torch.cuda.device_count() if torch.cuda.is_available() else 0)) or ["cpu"]
+    return gpus * max(1, args.jobs)
+
+
+def print_commands(grid):
+    """The command lines of the whole grid, as a shell would run them one after another."""
+    for job in grid.jobs():
+        cells = grid.cells(job)
+        if not grid.is_baseline(job.variant):
+            print(f"{grid.pretrain(job)}\n{grid.embedding(job)}")
+        for rate, seed in dict.fromkeys((cell.rate, cell.seed) for cell in cells):
+            part = [cell for cell in cells if (cell.rate, cell.seed) == (rate, seed)]
+            if grid.is_baseline(job.variant):
+                print(grid.baseline(part[0], [cell.target for cell in part]))
+            else:
+                print(grid.classifier(part[0]), *map(grid.test, part), sep="\n")
+
+
+def run_grid(args, grid):
+    """Run what is missing of the grid; returns the failures."""
+    import jobs
+    import ledger
+
+    keys = {job: {grid.key(cell) for cell in grid.cells(job)} for job in grid.jobs()}
+
+    def finished():
+        there = ledger.read_rows().keys()
+        return {job: (len(mine & there), len(mine)) for job, mine in keys.items()}
+
+    missing = [job for job, (done, total) in finished().items() if done < total]
+    done, total = (sum(counts) for counts in zip(*finished().values(), strict=True))
+    print(f"{total} rows of {len(keys)} jobs; {total - done} rows of {len(missing)} jobs to make", flush=True)
+    if not missing:
+        return []
+    if args.jobs == 0:
+        work = {job: grid.work(job) for job in missing}
+        return jobs.one_by_one(grid, missing, work, restart=args.restart, keep_embeddings=args.keep_embeddings)
+    return jobs.side_by_side(args.argv, missing, slots_for(args), finished, {job: grid.work(job) for job in keys})
+
+
+def main(args):
+    import jobs
+
+    grid = make_grid(args)
+    if args.commands:
+        return print_commands(grid)
+    if args.only:
+        found = {job.name: job for job in grid.jobs()}
+        if args.only not in found:
+            raise UserError(f"--only {args.only}: no job of these flags; there are {', '.join(found)}")
+        failed = jobs.run_job(grid, found[args.only], args.restart, keep_embeddings=args.keep_embeddings)
+        if failed:
+            raise SystemExit(1)
+        return None
+    only_read = args.table or args.figures
+    failed = [] if only_read else run_grid(args, grid)
+    result = None
+    if args.table or not only_read:
+        import table
+
+        result = table.write(grid)
+    if args.figures or not (only_read or args.no_figures):
+        import figures
+
+        figures.write(grid, args.projection)
+    if failed:
+        print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
+        raise SystemExit(1)
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, args))

@@ -1,0 +1,274 @@
+"""The tables of reproduce.py, made from saved/results.csv: as text, Markdown, LaTeX (booktabs) and CSV under results/.
+
+Figures are mean ± sample standard deviation over runs (seeds). An average over pairs is taken within a run first, over
+the runs that all of its pairs have, so that its spread is one between runs, not between data sets.
+"""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import artefacts
+import ledger
+import utils
+from grid import RATE
+from utils import UserError
+
+FOLDER = Path("results")
+PUBLISHED = "config/published.csv"
+METRICS = ("accuracy", "f1_macro")
+NOTE = (
+    "mean ± sample standard deviation over the runs (seeds); averages over pairs are taken within a run first. "
+    "majority: the share of the target's most frequent class. own test part: windows of the source that were held out "
+    "(with split by copy, copies of them were not). –: not run."
+)
+
+
+class Section(NamedTuple):
+    """One table: a line of text in every cell; `ruled` are the numbers of the rows that follow a rule."""
+
+    title: str
+    header: list
+    rows: list
+    ruled: set
+
+
+def collect(grid):
+    """The rows of the grid that are there: {(variant, rate, source, target): {run: row}}.
+
+    With them under the target None the scores on the source's own test part, as if a row of theirs.
+    """
+    rows, found = ledger.read_rows(), defaultdict(dict)
+    for job in grid.jobs():
+        for cell in grid.cells(job):
+            if not (row := rows.get(grid.key(cell))):
+                continue
+            found[job.variant, cell.rate, job.source, cell.target][cell.run] = row
+            if row.get("source_accuracy"):
+                own = {metric: row[f"source_{metric}"] for metric in METRICS}
+                found[job.variant, cell.rate, job.source, None][cell.run] = own
+    return found
+
+
+def mean_over(parts, metric):
+    """Per run the mean of a metric over several {run: row}: an array of the runs that all parts have, or None."""
+    if not parts:
+        return None
+    runs = sorted(set.intersection(*(set(part) for part in parts)))
+    return np.array([np.mean([float(part[run][metric]) for part in parts]) for run in runs]) if runs else None
+
+
+def spread(values):
+    """`0.741 ± 0.012`, the mean alone of a single run, a dash of none."""
+    if values is None:
+        return "–"
+    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
+
+
+class Results:
+    """What is in the ledger of a grid, by variant, label rate, source and target."""
+
+    def __init__(self, grid):
+        self.grid, self.found = grid, collect(grid)
+        there = set(self.found)
+        self.variants = [v for v in grid.variants if any(key[0] == v for key in there)]
+        self.sources = [s for s in grid.sources if any(key[2] == s for key in there)]
+        self.targets = [t for t in grid.targets if any(key[3] == t for key in there)]
+        self.rates = sorted({key[1] for key in there})
+        self.rate = RATE if RATE in self.rates or not self.rates else self.rates[-1]
+
+    def pairs(self, source=None):
+        sources = [source] if source else self.sources
+        return [(s, t) for s in sources for t in self.targets if s != t]
+
+    def values(self, variant, rate, pairs, metric):
+        """mean_over some (source, target) pairs."""
+        return mean_over([self.found.get((variant, rate, *pair), {}) for pair in pairs], metric)
+
+    def majority(self, pairs):
+        """The mean share of the targets' most frequent classes."""
+        shares = {key[3]: float(next(iter(runs.values()))["majority"]) for key, runs in self.found.items() if key[3]}
+        return float(np.mean([shares[target] for _, target in pairs]))
+
+    def runs(self, variant, rate, pairs):
+        """How many runs the pairs have: `3`, or `1–3` where they differ."""
+        counts = [len(self.found.get((variant, rate, *pair), {})) for pair in pairs]
+        return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)}"
+
+
+def read_published(path=PUBLISHED):
+    """{(variant, from, to): (text, source)}. Raises UserError for a figure that has no source."""
+    published = {}
+    with open(utils.find_config(path), newline="", encoding="utf-8") as handle:
+        for number, row in enumerate(csv.DictReader(handle), 2):
+            figures = [row.get(metric) or "" for metric in METRICS]
+            if not any(figures):
+                continue
+            if not row.get("source"):
+                raise UserError(f"{path}, line {number}: a figure without a source; say where it stands")
+            text = " / ".join(figure or "–" for figure in figures)
+            published[row["variant"], row["from"], row["to"]] = (text, row["source"])
+    return published
+
+
+# ------------------------------------------------------------------------------------------------ sections
+
+
+def pair_section(results, variant, rate, published):
+    """Source → target for one variant, the averages of each source, the source's own test part."""
+    rows, ruled, sources = [], set(), []
+
+    def add(name, pairs, cited="", majority=True):
+        figures = [spread(results.values(variant, rate, pairs, metric)) for metric in METRICS]
+        share = f"{results.majority(pairs):.3f}" if majority else ""
+        rows.append([name, share, *figures, results.runs(variant, rate, pairs), cited])
+
+    for source in results.sources:
+        pairs = results.pairs(source)
+        if not pairs:
+            continue
+        ruled.add(len(rows))
+        for pair in pairs:
+            text, where = published.get((variant, *pair), ("–", None))
+            if where:
+                sources += [where] if where not in sources else []
+                text += f" [{sources.index(where) + 1}]"
+            add(results.grid.pair(*pair), [pair], text)
+        add(f"{source} → average", pairs)
+        add(f"{source} → own test part", [(source, None)], majority=False)
+    ruled.add(len(rows))
+    add("all pairs, average", results.pairs())
+    title = f"{results.grid.title(variant)}, label rate {rate:g}"
+    title += "".join(f"; [{i}] {where}" for i, where in enumerate(sources, 1))
+    return Section(title, ["source → target", "majority", "accuracy", "macro F1", "runs", "published"], rows, ruled)
+
+
+def summary(results, variant, rate):
+    """The averages of one variant: accuracy from each source, accuracy and macro F1 of all pairs, own test parts."""
+    by_source = [results.values(variant, rate, results.pairs(source), "accuracy") for source in results.sources]
+    everything = [results.values(variant, rate, results.pairs(), metric) for metric in METRICS]
+    own = results.values(variant, rate, [(source, None) for source in results.sources], "accuracy")
+    return [*map(spread, [*by_source, *everything, own]), results.runs(variant, rate, results.pairs())]
+
+
+def variant_section(results, rates, title):
+    """One row for each variant, or with several label rates for each variant and rate; the averages over targets."""
+    header = ["variant", "label rate"] + [f"{source} → all" for source in results.sources]
+    header += ["all pairs", "all pairs, macro F1", "own test part", "runs"]
+    shares = [f"{results.majority(results.pairs(source)):.3f}" for source in results.sources]
+    rows = [["most frequent class", "", *shares, f"{results.majority(results.pairs()):.3f}", "", "", ""]]
+    ruled = {1}
+    for variant in results.variants:
+        mine = [r for r in rates if any(key[:2] == (variant, r) for key in results.found)]
+        if len(rates) > 1:
+            if len(mine) < 2:
+                continue
+            ruled.add(len(rows))
+        rows += [[results.grid.title(variant), f"{r:g}", *summary(results, variant, r)] for r in mine]
+    return Section(title, header, rows, ruled)
+
+
+def sections(results):
+    """All tables of the grid."""
+    published = read_published()
+    detailed = [v for i, v in enumerate(results.variants) if i == 0 or v == "copy"]
+    made = [pair_section(results, variant, results.rate, published) for variant in detailed]
+    if len(results.variants) > 1:
+        title = f"Variants: accuracy (and macro F1) averaged over targets, label rate {results.rate:g}"
+        made.append(variant_section(results, [results.rate], title))
+    if len(results.rates) > 1:
+        made.append(variant_section(results, results.rates, "Label rates: accuracy averaged over targets"))
+    return made
+
+
+def facts(results):
+    """What the numbers rest on: epochs, seeds."""
+    epochs, seeds = defaultdict(set), set()
+    for (variant, _, source, target), runs in results.found.items():
+        for run, row in runs.items():
+            if target is not None and not results.grid.is_baseline(variant) and variant != "random":
+                epochs[source].add(int(row["epochs"]))
+            seeds.add(run)
+    text = ", ".join(f"{s} {'/'.join(map(str, sorted(epochs[s])))}" for s in results.sources if epochs[s])
+    runs = ", ".join(str(a) if a == b else f"{a}+{b}" for a, b in sorted(seeds))
+    return f"pretraining epochs: {text or 'none'}; seeds (pretraining+classifier where they differ): {runs}."
+
+
+# ----------------------------------------------------------------------------------------------- renderers
+
+
+def as_text(section):
+    widths = [max(len(row[i]) for row in [section.header, *section.rows]) for i in range(len(section.header))]
+    line = lambda row: "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths)))  # noqa: E731, B905
+    rule = "-" * (sum(widths) + 2 * len(widths) - 2)
+    lines = [section.title, "=" * len(rule), line(section.header)]
+    for number, row in enumerate(section.rows):
+        lines += [rule] if number in section.ruled or number == 0 else []
+        lines.append(line(row).rstrip())
+    return "\n".join(lines)
+
+
+def as_markdown(section):
+    lines = [f"**{section.title}**", "", "| " + " | ".join(section.header) + " |"]
+    lines.append("|" + "|".join("-" if i == 0 else "-:" for i in range(len(section.header))) + "|")
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in section.rows])
+
+
+def as_latex(section):
+    def escape(text):
+        for old, new in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
+                         ("→", r"$\to$"), ("±", r"$\pm$"), ("–", "--")):  # fmt: skip
+            text = text.replace(old, new)
+        return text
+
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(section.title)}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(section.header) - 1)}}}", r"\toprule"]
+    lines.append(" & ".join(map(escape, section.header)) + r" \\")
+    for number, row in enumerate(section.rows):
+        lines += [r"\midrule"] if number in section.ruled or number == 0 else []
+        lines.append(" & ".join(map(escape, row)) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def flat(results):
+    """Every mean and standard deviation as numbers, one row for each variant, label rate and pair or average."""
+    rows = []
+    for variant in results.variants:
+        for rate in results.rates:
+            groups = {(s, t): [(s, t)] for s, t in results.pairs()}
+            groups |= {(s, "average"): results.pairs(s) for s in results.sources}
+            groups |= {(s, "own test part"): [(s, None)] for s in results.sources}
+            groups["all", "average"] = results.pairs()
+            for (source, target), pairs in groups.items():
+                if not pairs or (accuracy := results.values(variant, rate, pairs, "accuracy")) is None:
+                    continue
+                f1 = results.values(variant, rate, pairs, "f1_macro")
+                row = {"variant": variant, "label_rate": f"{rate:g}", "source": source, "target": target}
+                row["majority"] = "" if pairs[0][1] is None else f"{results.majority(pairs):.6f}"
+                for name, values in (("accuracy", accuracy), ("f1_macro", f1)):
+                    row[f"{name}_mean"] = f"{values.mean():.6f}"
+                    row[f"{name}_sd"] = f"{values.std(ddof=1):.6f}" if len(values) > 1 else ""
+                rows.append(row | {"runs": len(accuracy)})
+    return rows
+
+
+def write(grid):
+    """Print the tables and write results/table.{txt,md,tex,csv}; returns the text. No row is an error."""
+    results = Results(grid)
+    if not results.pairs():
+        raise UserError(f"no row of {ledger.PATH} belongs to this grid; run it first, or give the flags it was run "
+                        "with (--epochs, --classifier_epochs, -dv, -l)")  # fmt: skip
+    made, note = sections(results), NOTE + "\n" + facts(results)
+    text = "\n\n".join([*map(as_text, made), note]) + "\n"
+    markdown = "\n\n".join([*map(as_markdown, made), note]) + "\n"
+    latex = "\n\n".join(["% needs \\usepackage{booktabs}", *map(as_latex, made)])
+    latex += "\n\n" + "\n".join(f"% {line}" for line in note.splitlines()) + "\n"
+    for ending, content in (("txt", text), ("md", markdown), ("tex", latex)):
+        with artefacts.atomic(FOLDER / f"table.{ending}") as handle:
+            handle.write(content.encode())
+    artefacts.save_table(FOLDER / "table.csv", flat(results))
+    print(f"\n{text}\nalso as results/table.txt, .md, .tex and .csv")
+    return text

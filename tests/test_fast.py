@@ -1,0 +1,128 @@
+"""fast.py against the plain losses of models.py: the same losses and gradients, up to rounding."""
+
+import pytest
+import torch
+
+import fast
+from augment import draw_masks, instance_norm
+from models import Contrastive, MaskedModel, draw_keep, losses
+
+ENCODER = {
+    "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True
+}  # fmt: skip
+ODD = {"feature_num": 5, "hidden": 21, "hidden_ff": 13, "n_layers": 1, "n_heads": 3, "seq_len": 37, "emb_norm": True}
+MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}
+# In exact arithmetic the key's bias adds the same to all of a row's scores, so its gradient is 0; the fast path
+# leaves it without one, and the plain path's is rounding noise.
+NO_GRADIENT = "attn.proj_k.bias"
+
+
+def filled(module, generator, dtype):
+    """Random parameters everywhere, so that no bias, gamma or beta is at 0 or 1 where it might not matter."""
+    for parameter in module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator) / max(1, parameter.shape[-1]) ** 0.5
+        parameter.data = noise + (1 if parameter.dim() == 1 else 0)
+    return module.to(dtype)
+
+
+def run(step_losses, cfg, B, both, training, mask_cfg, dtype):
+    """(masked, contrastive, gradients, running statistics) of one batch, the same for every `step_losses`."""
+    g = torch.Generator().manual_seed(7)
+    model = filled(MaskedModel(cfg), g, dtype).train(training)
+    head = filled(Contrastive(cfg["hidden"]), g, dtype).train(training)
+    T, C = cfg["seq_len"], cfg["feature_num"]
+    views = instance_norm(torch.randn(2, B, T, C, generator=g)).to(dtype)
+    masks = draw_masks(2 * B, T, C, mask_cfg, g)
+    masks = masks._replace(values=masks.values.to(dtype))
+    keep = {n: f.to(dtype) for n, f in draw_keep(2 * B, 100, head.P_FF, g).items()} if training else None
+    masked, contrastive = step_losses(model, head, views, masks, keep, both)
+    (6 * masked + contrastive if both else masked).backward()
+    modules = {"model": model, "head": head}
+    gradients = {f"{m}.{n}": p.grad for m, module in modules.items() for n, p in module.named_parameters()}
+    running = [buffer.clone() for buffer in head.buffers()]
+    return masked.detach(), contrastive.detach(), gradients, running
+
+
+def assert_same(cfg, B, both, training, mask_cfg=MASK, dtype=torch.float32):
+    """The fast losses and all their gradients equal the plain ones."""
+    args = (cfg, B, both, training, mask_cfg, dtype)
+    masked, contrastive, gradients, running = run(fast.losses, *args)
+    plain_masked, plain_contrastive, plain_gradients, plain_running = run(losses, *args)
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(masked, plain_masked, rtol=tolerance, atol=0)
+    torch.testing.assert_close(contrastive, plain_contrastive, rtol=tolerance, atol=0)
+    assert float(contrastive) > 0 if both else float(contrastive) == 0
+    largest = max(float(plain.abs().max()) for plain in plain_gradients.values() if plain is not None)
+    for name, plain in plain_gradients.items():
+        ours = gradients[name]
+        if name.endswith(NO_GRADIENT):
+            assert ours is None and plain.abs().max() < 1e-5
+        elif plain is None:
+            assert ours is None, name
+        else:  # relative to the parameter's largest gradient; a bias before BatchNorm has none but rounding noise
+            scale = max(float(plain.abs().max()), 1e-3 * largest)
+            furthest = float((ours - plain).abs().max())
+            assert furthest < tolerance * scale, (name, furthest, scale)
+    for ours, plain in zip(running, plain_running, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+def test_losses_and_gradients_are_the_plain_ones(both, training, dtype):
+    assert_same(ENCODER, 16, both, training, dtype=dtype)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+def test_windows_filled_with_random_values(both):
+    assert_same(ENCODER, 8, both, True, MASK | {"mask_prob": 0.3, "replace_prob": 0.7})
+
+
+@pytest.mark.parametrize("B", [2, 3, 33, 65])
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+def test_odd_sizes_and_batches_over_a_chunk(monkeypatch, both, B):
+    """33 and 65 windows are 66 and 130 visits: chunks of the encoder end within and between the views."""
+    monkeypatch.setattr(fast, "CPU_CHUNK", 64)
+    assert_same(ODD, B, both, True, MASK | {"replace_prob": 0.5}, torch.float64)
+
+
+def test_the_representation_of_all_steps_is_the_encoders():
+    g = torch.Generator().manual_seed(0)
+    model = filled(MaskedModel(ODD), g, torch.float64)
+    x = torch.randn(4, 37, 5, generator=g, dtype=torch.float64)
+    h = model.transformer(x)
+    torch.testing.assert_close(fast.all_steps(model.transformer, x), h, rtol=1e-10, atol=1e-10)
+    positions = torch.tensor([[0, 3, 36]] * 4)
+    torch.testing.assert_close(fast.chosen_steps(model.transformer, x, positions), h[:, [0, 3, 36]])
+
+
+def test_a_channel_that_is_zero_everywhere_makes_no_nan():
+    """A masked step has zeros in all channels: the embedding's variance is then the bias's alone."""
+    g = torch.Generator().manual_seed(0)
+    embedding = filled(MaskedModel(ENCODER), g, torch.float64).transformer.embed
+    x = torch.zeros(2, 120, 6, dtype=torch.float64)
+    torch.testing.assert_close(fast.embed(embedding, x), embedding(x), rtol=1e-10, atol=1e-10)
+
+
+def test_other_encoders_take_the_plain_path_and_say_so(capsys):
+    cpu = torch.device("cpu")
+    assert fast.losses_for(ENCODER, cpu, "fp32") is fast.losses
+    assert capsys.readouterr().out == ""
+    for change in ({"n_layers": 2}, {"emb_norm": False}):
+        assert fast.losses_for(ENCODER | change, cpu, "fp32") is losses
+        assert "plain path" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+def test_bfloat16_is_close_and_leaves_float32_gradients(both):
+    masked, contrastive, gradients, _ = run(
+        lambda *args: fast.losses(*args, dtype=torch.bfloat16), ENCODER, 16, both, True, MASK, torch.float32
+    )
+    plain_masked, plain_contrastive, plain, _ = run(losses, ENCODER, 16, both, True, MASK, torch.float32)
+    assert masked.dtype == contrastive.dtype == torch.float32
+    torch.testing.assert_close(masked, plain_masked, rtol=0.05, atol=0)
+    torch.testing.assert_close(contrastive, plain_contrastive, rtol=0.1, atol=0)
+    missing = [name for name, gradient in gradients.items() if gradient is None and plain[name] is not None]
+    assert missing in ([], [f"model.transformer.{NO_GRADIENT}"])
+    assert all(gradient.dtype == torch.float32 for gradient in gradients.values() if gradient is not None)

@@ -1,0 +1,94 @@
+"""table.py and figures.py on rows made up for the purpose."""
+
+import csv
+
+import numpy as np
+import pytest
+from conftest import make_windows
+
+import figures
+import ledger
+import reproduce
+import table
+from metrics import scores
+from utils import UserError
+
+RATES = ["0.1", "0.5"]
+FLAGS = ["--variants", "full", "copy", "forest", "--label_rates", *RATES, "--seeds", "3"]
+
+
+@pytest.fixture
+def made(project):
+    """A grid of two data sets with made-up predictions: seed 3431 + i has i wrong windows in 12."""
+    project.dataset("a", 12, seed=1)
+    result = reproduce.make_grid(reproduce.get_args(FLAGS))
+    for job in result.jobs():
+        for cell in result.cells(job):
+            y = make_windows(12)[1][:, 0, 0].astype(int)
+            logits = np.eye(4)[y]
+            logits[: cell.seed - 3431] = np.eye(4)[3]  # the first windows are of activities 0, 1, 2
+            settings = {"augment_method": "channel_aug", "label_rate": cell.rate, "seed": cell.seed}
+            settings |= {"config_hash": result.key(cell), "pretrain_seed": job.seed, "epochs": 4}
+            found = scores(y, logits.argmax(1), 4)
+            settings |= ledger.source_scores(found)
+            npz = result.predictions(cell)
+            ledger.save_test(npz, job.source, cell.target, "20_120", settings, found, (np.arange(12), y, logits))
+    return result
+
+
+def test_mean_and_standard_deviation_by_hand(made):
+    table.write(made)
+    rows = list(csv.DictReader(open("results/table.csv", newline="")))
+    values = np.array([12, 11, 10]) / 12
+    assert len(rows) == 3 * 2 * 7  # variants, rates; 2 pairs, 2 averages, 2 own test parts, 1 average of all
+    for row in rows:
+        assert float(row["accuracy_mean"]) == pytest.approx(values.mean(), abs=1e-5)
+        assert float(row["accuracy_sd"]) == pytest.approx(values.std(ddof=1), abs=1e-5)
+        assert row["runs"] == "3" and row["majority"] in ("", "0.250000")
+
+
+def test_an_average_over_pairs_is_taken_within_a_run(monkeypatch):
+    """Two pairs that go up and down together between runs, or against each other."""
+    part = lambda values: {(i, i): {"accuracy": value} for i, value in enumerate(values)}  # noqa: E731
+    assert table.spread(table.mean_over([part([0.4, 0.6]), part([0.6, 0.4])], "accuracy")) == "0.500 ± 0.000"
+    assert table.spread(table.mean_over([part([0.4, 0.6]), part([0.4, 0.6])], "accuracy")) == "0.500 ± 0.141"
+    assert table.spread(table.mean_over([part([0.4, 0.6]), part([0.4])], "accuracy")) == "0.400"
+    assert table.spread(table.mean_over([part([0.4]), {}], "accuracy")) == "–"
+
+
+def test_the_four_forms_agree(made, capsys):
+    text = table.write(made)
+    assert text in capsys.readouterr().out
+    for ending in ("txt", "md", "tex"):
+        content = open(f"results/table.{ending}").read()
+        assert content.count("0.083") >= 20, ending
+    latex = open("results/table.tex").read()
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == latex.count(r"\end{table}") == 4
+    assert "±" not in latex.replace("% mean ± sample", "") and r"a $\to$ b" in latex
+    assert text.count("=\n") == 4
+
+
+def test_published_figures_need_a_source(made, tmp_path):
+    published = tmp_path / "config/published.csv"
+    published.write_text("from,to,variant,accuracy,f1_macro,source\na,b,full,0.9,,Somebody 2025 table 3\nb,a,full,,,\n")
+    text = table.write(made)
+    assert "0.9 / – [1]" in text and "[1] Somebody 2025 table 3" in text
+    published.write_text("from,to,variant,accuracy,f1_macro,source\na,b,full,0.9,,\n")
+    with pytest.raises(UserError, match="published.csv, line 2"):
+        table.write(made)
+
+
+def test_the_file_of_published_figures_ships_empty():
+    assert table.read_published() == {}
+
+
+def test_figures_are_drawn(made):
+    names = {path.split("/")[-1] for path in figures.write(made, "pca")}
+    assert names == {"confusion_a_b.png", "confusion_b_a.png", "label_rate.png", "ablation.png"}  # nothing was trained
+
+
+def test_the_losses_and_representations_are_drawn(project):
+    reproduce.main(reproduce.get_args(["--seeds", "1", "--jobs", "0", "-g", "cpu", "--projection", "pca"]))
+    found = {path.name for path in (project.folder / "results").glob("*.png")}
+    assert found >= {"losses_a.png", "losses_b.png", "representations_a_b.png", "representations_b_a.png"}
+    assert all(path.stat().st_size > 5000 for path in (project.folder / "results").glob("*.png"))
