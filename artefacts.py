@@ -8,6 +8,7 @@ fingerprint and those of the files it was made from. A later stage compares them
 import contextlib
 import csv
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import os
 import platform
 import secrets
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,7 @@ def atomic(path, record=None):
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         with open(temporary, "xb") as handle:
             yield handle
             handle.flush()
@@ -53,6 +56,14 @@ def atomic(path, record=None):
     finally:
         with contextlib.suppress(OSError):  # after the rename it is no longer there
             os.unlink(temporary)
+
+
+def remove_leftovers(path):
+    """Remove what killed runs left of `path`: temporary files that nobody has written to for a day."""
+    for old in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > 86400:
+                old.unlink()
 
 
 def check_writable(path):

@@ -14,6 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 import artefacts
@@ -60,6 +61,7 @@ def current(path, wanted, state=None):
 def call(command, restart=False):
     """Print a command and run it in this process: the script's main(args)."""
     print(f"\n$ {command}", flush=True)
+    torch.set_float32_matmul_precision("highest")  # pretraining lowers it: the next stage starts as in its own process
     args = command.args()
     if restart and hasattr(args, "restart"):
         args.restart = True

@@ -42,8 +42,9 @@ def training(pretrain, classifier, more=()):
     `more` are fingerprints of what they started from beside the data (pretrain.py -f). A released checkpoint has no
     JSON: then `pretrain` is None, and its fingerprint in `more` stands for it.
     """
+    coarse = {"precision": "bf16"} if pretrain and pretrain.get("precision") == "bf16" else {}  # more than rounding
     return {
-        "pretrain": {key: pretrain.get(key) for key in PRETRAIN} if pretrain else None,
+        "pretrain": {key: pretrain.get(key) for key in PRETRAIN} | coarse if pretrain else None,
         "classifier": {key: classifier.get(key) for key in CLASSIFY},
         "started_from": sorted(more),
     }

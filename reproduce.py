@@ -18,13 +18,16 @@ import sys
 from pathlib import Path
 
 import utils
-from utils import Parser, UserError, _device, _name, _number, run
+from utils import Parser, UserError, a_device, a_name, a_number, run
 
 
 def _epochs(text):
     """An argparse type: N, or SOURCE=N; gives (source or None, N)."""
     source, _, number = text.rpartition("=")
-    return (_name(source) if source else None, _number(int, lambda n: n > 0, "a number of epochs, or SOURCE=N")(number))
+    return (
+        a_name(source) if source else None,
+        a_number(int, lambda n: n > 0, "a number of epochs, or SOURCE=N")(number),
+    )
 
 
 def get_args(argv=None):
@@ -32,21 +35,27 @@ def get_args(argv=None):
 
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    whole = _number(int, lambda n: n > 0, "a whole number from 1")
-    rate = _number(float, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
-    add("--sources", nargs="+", type=_name, help="source data sets (default: those prepared)")
-    add("--targets", nargs="+", type=_name, help="target data sets (default: those prepared)")
-    add("--variants", nargs="+", type=_name, help="of config/variants.json, or all (default full)")
+    whole = a_number(int, lambda n: n > 0, "a whole number from 1")
+    rate = a_number(float, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
+    add("--sources", nargs="+", type=a_name, help="source data sets (default: those prepared)")
+    add("--targets", nargs="+", type=a_name, help="target data sets (default: those prepared)")
+    add("--variants", nargs="+", type=a_name, help="of config/variants.json, or all (default full)")
     add("--seeds", type=whole, help="how many seeds, each for pretraining and classifier (default 3)")
-    add("--first_seed", type=_number(int, lambda n: n >= 0, "a seed"), default=3431, help="default 3431")
+    add("--first_seed", type=a_number(int, lambda n: n >= 0, "a seed"), default=3431, help="default 3431")
     add("--classifier_seeds", type=whole, help="this many classifier seeds for every pretrained model")
     add("--label_rates", nargs="+", type=rate, help="shares of the labels that are seen (default 0.1)")
     add("--epochs", nargs="+", type=_epochs, default=[], help="pretraining epochs, half and half: N, or SOURCE=N ...")
     add("--classifier_epochs", type=whole, help="default: those of config/train.json")
-    add("-dv", "--dataset_version", type=_name, default="20_120", help="rate_length of the windows (default 20_120)")
-    add("-l", "--label_index", type=_number(int, lambda n: n >= 0, "a column's index"), default=0, help="label column")
-    add("-g", "--gpus", nargs="+", type=_device, help="GPUs to use, or cpu (default: all GPUs, else the CPU)")
-    jobs = _number(int, lambda n: n >= 0, "a whole number")
+    add("-dv", "--dataset_version", type=a_name, default="20_120", help="rate_length of the windows (default 20_120)")
+    add(
+        "-l",
+        "--label_index",
+        type=a_number(int, lambda n: n >= 0, "a column's index"),
+        default=0,
+        help="label column",
+    )
+    add("-g", "--gpus", nargs="+", type=a_device, help="GPUs to use, or cpu (default: all GPUs, else the CPU)")
+    jobs = a_number(int, lambda n: n >= 0, "a whole number")
     add("--jobs", type=jobs, default=1, help="jobs side by side on each GPU, or on the CPU; 0: in this process")
     add("--table", action="store_true", help="only the tables of the rows that are there")
     add("--figures", action="store_true", help="only the figures of what is there")

@@ -69,6 +69,9 @@ def run(main, args):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def warn(message):
@@ -76,7 +79,7 @@ def warn(message):
     print(f"warning: {message}", file=sys.stderr)
 
 
-def _number(kind, test, wanted):
+def a_number(kind, test, wanted):
     """An argparse type: a number of `kind` for which `test` holds; `wanted` is the text for the error."""
 
     def convert(text):
@@ -91,7 +94,7 @@ def _number(kind, test, wanted):
     return convert
 
 
-def _name(text):
+def a_name(text):
     """An argparse type: a plain name that cannot leave its folder."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", text):
         raise argparse.ArgumentTypeError(
@@ -100,9 +103,9 @@ def _name(text):
     return text
 
 
-def _device(text):
+def a_device(text):
     """An argparse type: a GPU index, or `cpu`."""
-    return text if text == "cpu" else _number(int, lambda n: n >= 0, "a GPU's index (0, 1, ...) or cpu")(text)
+    return text if text == "cpu" else a_number(int, lambda n: n >= 0, "a GPU's index (0, 1, ...) or cpu")(text)
 
 
 def make_parser(description, train_cfg="config/pretrain.json"):
@@ -112,21 +115,21 @@ def make_parser(description, train_cfg="config/pretrain.json"):
     """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("-mv", "--model_version", type=_name, default="v1", help="entry of the model configs (default v1)")
-    add("-d", "--dataset", type=_name, default="uci", help="source data set (default uci)")
-    add("-td", "--target_dataset", type=_name, default="uci", help="target data set of stage 3 (default uci)")
-    add("-dv", "--dataset_version", type=_name, default="20_120", help="rate_length of the windows (default 20_120)")
-    add("-g", "--gpu", type=_device, help="index of the GPU, or cpu (default: the first GPU, else the CPU)")
-    add("-f", "--model_file", type=_name, help="stem of the pretrained model to read; pretrain.py starts from it")
+    add("-mv", "--model_version", type=a_name, default="v1", help="entry of the model configs (default v1)")
+    add("-d", "--dataset", type=a_name, default="uci", help="source data set (default uci)")
+    add("-td", "--target_dataset", type=a_name, default="uci", help="target data set of stage 3 (default uci)")
+    add("-dv", "--dataset_version", type=a_name, default="20_120", help="rate_length of the windows (default 20_120)")
+    add("-g", "--gpu", type=a_device, help="index of the GPU, or cpu (default: the first GPU, else the CPU)")
+    add("-f", "--model_file", type=a_name, help="stem of the pretrained model to read; pretrain.py starts from it")
     add("-t", "--train_cfg", help=f"training configuration (default {train_cfg})")
     add("-a", "--mask_cfg", default="config/mask.json", help="masking configuration (default config/mask.json)")
-    index = _number(int, lambda n: n >= 0, "a column's index (0, 1, ...)")
+    index = a_number(int, lambda n: n >= 0, "a column's index (0, 1, ...)")
     add("-l", "--label_index", type=index, default=0, help="label column to classify (default 0, the activity)")
-    add("-s", "--save_model", type=_name, default="model", help="stem of the saved model's name (default model)")
-    rate = _number(float, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
+    add("-s", "--save_model", type=a_name, default="model", help="stem of the saved model's name (default model)")
+    rate = a_number(float, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
     add("-lr", "--label_rate", type=rate, help="share of the training windows whose labels are seen (default 0.1)")
     add("-am", "--augument_method", "--augment_method", choices=AUGMENTATIONS, help="default channel_aug")
-    seed = _number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
+    seed = a_number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
     add("--seed", type=seed, help="random seed, over the training configuration's")
     add("--deterministic", action="store_true", help="only operations that repeat bit for bit, also on a GPU (slower)")
     parser.set_defaults(default_train_cfg=train_cfg)
@@ -392,13 +395,16 @@ def load_windows(dataset, version):
 
     Raises UserError for whatever is missing or malformed: shapes, types, NaN, infinities, ids that don't fit.
     """
-    from artefacts import load_npy
+    from artefacts import fingerprint, load_npy, load_record
 
     config = dataset_config(dataset, version)
     folder = Path("dataset") / dataset
     paths = [folder / f"{kind}_{version}.npy" for kind in ("data", "label")]
     hint = f"make it with: python dataset/prepare.py -d {dataset}"
     data, labels = (load_npy(path, hint) for path in paths)
+    record = load_record(paths[0])  # none beside a released file
+    if record and record.get("label_fingerprint") != fingerprint(paths[1]):
+        raise UserError(f"{paths[0]} and {paths[1]} are not of one preparation; {hint}")
     steps, channels = config.get("seq_len"), config.get("dimension")
     if data.ndim != 3 or data.shape[1:] != (steps, channels):
         raise UserError(f"{paths[0]} has shape {data.shape}, not (windows, {steps}, {channels}); {hint}")

@@ -224,6 +224,18 @@ def test_the_record_is_there_before_the_artefact(tmp_path):
     assert record["artefact"] == "it.pt" and record["fingerprint"] == artefacts.fingerprint(path)
 
 
+def test_what_a_kill_left_is_removed_after_a_day(tmp_path):
+    """An embedding's part may be a gigabyte; a younger one may belong to a run that is still writing."""
+    names = {name: tmp_path / name for name in (".it.json.0123abcd", ".it.json.89abcdef", ".other.json.0123abcd")}
+    for path in (*names.values(), tmp_path / ".it.json.lock"):
+        path.write_text("part")
+        os.utime(path, (0, 0))
+    os.utime(names[".it.json.89abcdef"])
+    write_json(tmp_path / "it.json", 1)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"it.json", ".it.json.lock", ".it.json.89abcdef", ".other.json.0123abcd"}
+
+
 def test_files_get_the_permissions_that_the_user_gives_to_new_files(tmp_path):
     old = os.umask(0o027)
     try:

@@ -482,7 +482,7 @@ def test_malformed_input_is_one_error_line_and_changes_nothing(trained, capsys, 
     assert not (trained.folder / "unpickled").exists(), "code of the file ran"
 
 
-COMMANDS = ["label rate 0", "no JSON", "NaN", "malicious checkpoint", "embedding changed", "results of another table"]
+COMMANDS = ["label rate 0", "NaN", "malicious checkpoint", "NaN in the embedding", "results of another table"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -128,7 +128,7 @@ def test_any_data_set_entry_has_label_names_or_is_a_mistake(entry, index):
 @example(text="~")
 def test_a_name_that_is_accepted_stays_in_its_folder(text):
     try:
-        name = utils._name(text)
+        name = utils.a_name(text)
     except argparse.ArgumentTypeError:
         return
     assert name == text and Path(name).name == name and name not in (".", "..") and not name.startswith((".", "-", "~"))

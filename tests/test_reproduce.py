@@ -293,6 +293,19 @@ def test_mistakes_are_one_line(project, flags, message):
         run(*flags)
 
 
+def test_each_stage_starts_with_the_usual_precision(project, monkeypatch):
+    import torch
+
+    made, seen = the_grid("--seeds", "1", "--sources", "a"), []
+    monkeypatch.setattr(grid.SCRIPTS["embedding"], "main", lambda _: seen.append(torch.get_float32_matmul_precision()))
+    torch.set_float32_matmul_precision("high")  # as pretraining on a GPU leaves it
+    jobs.call(made.embedding(made.jobs()[0]))
+    assert seen == ["highest"]
+    config = {"train": {}, "precision": "tf32"}
+    hashes = {p: ledger.training(config | {"precision": p}, {}) for p in ("fp32", "tf32", "bf16")}
+    assert hashes["fp32"] == hashes["tf32"] != hashes["bf16"]
+
+
 def test_prepared_data_sets(project):
     for name in ("sim", "uci20"):
         project.dataset(name, 8)

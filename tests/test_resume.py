@@ -145,7 +145,7 @@ tqdm.tqdm.update = stopping
 """
 
 
-@pytest.mark.parametrize("script, number", [("pretrain", "SIGTERM"), ("pretrain", "SIGINT"), ("classifier", "SIGTERM")])
+@pytest.mark.parametrize("script, number", [("pretrain", "SIGTERM"), ("classifier", "SIGINT")])
 def test_a_signal_ends_with_130_and_the_command_continues(trained, script, number):
     before = trained.files()
     flags = ("-d", "a", "-g", "cpu", "--quiet", *(("-lr", 0.5) if script == "classifier" else ()))
