@@ -215,10 +215,11 @@ class Captured:
         with torch.cuda.stream(stream):
             for _ in range(3):
                 self.fn(key)
+                with torch.no_grad():  # after each run: a step counter must not run past the epoch's last step
+                    for tensor, value in before:
+                        tensor.copy_(value)
         torch.cuda.current_stream().wait_stream(stream)
         with torch.no_grad():
-            for tensor, value in before:
-                tensor.copy_(value)
             for tensor in self.state():
                 if id(tensor) not in known:
                     tensor.zero_()  # the optimiser's moments and step counts, made by the first run

@@ -99,6 +99,8 @@ def validate(step_losses, model, head, views, masks, batch_size, both):
 
 
 def main(args):
+    if args.deterministic:
+        utils.set_deterministic()
     cfg = utils.read_train_config(args)
     mask_cfg = utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",))
     model_cfg = utils.read_encoder_config(args.model_version)

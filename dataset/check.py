@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from artefacts import load_record
 from dataset import motion
 from dataset.store import paths
 from dataset.windows import GRAVITY, VERSION
@@ -44,14 +43,13 @@ class Report:
 
 
 def check(name, version=VERSION):
-    """The Report on data set `name`. Raises UserError where the files are missing or so malformed that nothing else
-    can be said."""
-    data_path, label_path, record_path = paths(name, version)
+    """The Report on data set `name`. Raises UserError where the files are missing, not of one preparation, or so
+    malformed that nothing else can be said."""
+    data_path, label_path, _ = paths(name, version)
     data, labels, config = load_windows(name, version)
     report = Report(f"{data_path}: {len(data)} windows of {data.shape[1]} steps, {data.dtype}")
     if config.get("simulated"):
         report.title = f"SIMULATED data. {report.title}"
-    report.problems += _record_problems(data_path, label_path)
     if config.get("size") != len(data):
         report.problems.append(f"{len(data)} windows, but dataset/data_config.json says size {config.get('size')}")
     columns = _label_columns(report, labels, config, str(label_path))
@@ -62,18 +60,6 @@ def check(name, version=VERSION):
     for column, (ids, names) in columns.items():
         report.lines += _counts(column, ids, names, stats)
     return report
-
-
-def _record_problems(data_path, label_path):
-    from artefacts import fingerprint
-
-    try:
-        record = load_record(data_path)
-    except UserError as error:
-        return [str(error)]
-    if record and record.get("label_fingerprint") not in (None, fingerprint(label_path)):
-        return [f"{label_path} is not the file that was prepared together with {data_path.name}; prepare it again"]
-    return []
 
 
 def _label_columns(report, labels, config, where):

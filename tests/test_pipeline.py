@@ -330,6 +330,19 @@ def test_first_half_masked_alone_second_half_both_and_best_from_the_second(proje
     assert [{key: float(value) for key, value in row.items()} for row in table] == history
 
 
+@pytest.mark.parametrize("without", ["lambda1", "lambda2"])
+def test_each_loss_weight_weighs_its_own_loss(project, without):
+    """With a weight of 0, what only that loss trains stays as it was initialised; the rest is trained."""
+    project.config("pretrain", n_epochs=1, n_epochs_cl=1, **{without: 0})
+    masked, contrastive = (state_of(path) for path in project.run("pretrain", "-d", "a")["paths"])
+    torch.manual_seed(5)
+    model, head = MaskedModel(ENCODER).state_dict(), Contrastive(ENCODER["hidden"]).state_dict()
+    decoder_stays = torch.equal(masked["decoder.weight"], model["decoder.weight"])
+    projection_stays = torch.equal(contrastive["projection_head.3.weight"], head["projection_head.3.weight"])
+    assert (decoder_stays, projection_stays) == (without == "lambda1", without == "lambda2")
+    assert not torch.equal(masked["transformer.proj.weight"], model["transformer.proj.weight"])
+
+
 def test_the_saved_weights_are_those_of_the_best_epoch(project):
     result = project.run("pretrain", "-d", "a")
     cfg, mask = read_json("config/pretrain.json"), read_json("config/mask.json")

@@ -1,0 +1,122 @@
+"""What only a GPU can show: the same losses there, recorded steps equal to plain ones, resume, determinism."""
+
+import functools
+
+import pytest
+import torch
+
+import fast
+import pretrain
+import utils
+from augment import draw_masks, instance_norm, make_generator
+from models import Contrastive, MaskedModel, draw_keep, losses
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
+
+ENCODER = {
+    "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True
+}  # fmt: skip
+MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """Other tests' TF32 must not reach these."""
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def gradients(step_losses, both, B=96):
+    """(losses, {parameter: gradient}) of one batch on the GPU, the same for every step_losses."""
+    torch.manual_seed(0)
+    model, head = MaskedModel(ENCODER).cuda().train(), Contrastive(72).cuda().train()
+    generator = make_generator("cuda", 3)
+    views = instance_norm(torch.randn(2, B, 120, 6, device="cuda", generator=generator))
+    masks = draw_masks(2 * B, 120, 6, MASK, generator)
+    keep = draw_keep(2 * B, 100, head.P_FF, generator)
+    masked, contrastive = step_losses(model, head, views, masks, keep, both)
+    (6 * masked + contrastive if both else masked).backward()
+    named = [*model.named_parameters("model"), *head.named_parameters("head")]
+    return torch.stack([masked, contrastive]).detach(), {n: p.grad for n, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
+def test_fast_losses_equal_the_plain_ones_on_the_gpu(both, dtype, tolerance):
+    plain, wanted = gradients(losses, both)
+    ours, found = gradients(functools.partial(fast.losses, dtype=dtype), both)
+    torch.testing.assert_close(ours, plain, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=0)
+    largest = max(float(gradient.norm()) for gradient in wanted.values())
+    for name, gradient in wanted.items():
+        if name in found:
+            assert (found[name] - gradient).norm() <= tolerance * max(float(gradient.norm()), 1e-2 * largest), name
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_recorded_step_does_what_the_step_does(both):
+    def train(graph):
+        torch.manual_seed(0)
+        model, head = MaskedModel(ENCODER).cuda().train(), Contrastive(72).cuda().train()
+        optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], fused=True, capturable=True)
+        views = torch.randn(2, 64, 120, 6, device="cuda", generator=make_generator("cuda", 1))
+        draw = pretrain.draw_epoch(64, 32, 2, (120, 6), MASK, head, make_generator("cuda", 2))
+        index, total = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.zeros(2, device="cuda")
+
+        def step(both):
+            weights = {"lambda1": 6, "lambda2": 1}
+            pretrain.train_step(fast.losses, model, head, optimizer, views, weights, draw, index, total, both)
+            index.add_(1)
+
+        run = fast.Captured(step, [model, head], optimizer, [total, index]) if graph else step
+        for _ in range(3):
+            index.zero_()
+            run(both), run(both)
+        return torch.cat([t.flatten().float() for t in (*model.state_dict().values(), *head.state_dict().values())])
+
+    torch.testing.assert_close(train(True), train(False), rtol=1e-3, atol=1e-4)
+
+
+def run_on_gpu(*flags):
+    return pretrain.main(pretrain.get_args(["-d", "a", "-g", "0", "--quiet", *flags]))
+
+
+def test_pretraining_on_the_gpu_learns_what_the_plain_path_learns(project):
+    fast_run, plain_run = run_on_gpu("--precision", "fp32", "-s", "fast"), run_on_gpu("--plain", "-s", "plain")
+    for ours, plain in zip(fast_run["history"], plain_run["history"], strict=True):
+        assert ours["val_loss"] == pytest.approx(plain["val_loss"], rel=1e-2)
+
+
+def test_an_interrupted_run_on_the_gpu_continues_to_the_same_losses(project, monkeypatch):
+    whole = run_on_gpu("-s", "whole")
+    original = pretrain.epoch_row
+
+    def interrupted(epoch, *rest):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return original(epoch, *rest)
+
+    monkeypatch.setattr("resume.COPY_SECONDS", 0)
+    monkeypatch.setattr(pretrain, "epoch_row", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_on_gpu("-s", "broken")
+    monkeypatch.setattr(pretrain, "epoch_row", original)
+    continued = run_on_gpu("-s", "broken")
+    assert len(continued["history"]) == len(whole["history"])
+    assert continued["history"][-1]["val_loss"] == pytest.approx(whole["history"][-1]["val_loss"], rel=1e-2)
+
+
+def test_deterministic_runs_on_the_gpu_give_the_same_bits(project):
+    try:
+        for stem in ("one", "two"):
+            run_on_gpu("--deterministic", "-s", stem)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    files = [project.folder / f"saved/pretrain_base_a_20_120/{stem}_masked_6_1.pt" for stem in ("one", "two")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_gpu_is_used_without_a_flag_and_one_that_is_not_there_is_refused():
+    assert utils.pick_device(None).type == "cuda"
+    with pytest.raises(utils.UserError, match="no such GPU; GPUs here: 0"):
+        utils.pick_device(99)
