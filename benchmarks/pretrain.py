@@ -18,7 +18,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from utils import Parser, run  # noqa: E402
 
@@ -183,7 +184,7 @@ def start_up():
             runs = []
             for _ in range(3):
                 start = time.perf_counter()
-                subprocess.run([sys.executable, *command], check=True, capture_output=True)
+                subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
                 runs.append(time.perf_counter() - start)
             found[f"{script} {name}"] = min(runs)
     return found
