@@ -1,6 +1,7 @@
 """Writes that are whole or not there, broken at every point; tables that keep whole rows; where artefacts came from."""
 
 import csv
+import fcntl
 import json
 import os
 import resource
@@ -377,14 +378,35 @@ for i in range({count}):
 """
 
 
+def test_the_lock_is_held_from_reading_the_table_to_writing_it(tmp_path, monkeypatch):
+    """What two processes at once would need luck to show: nobody else gets in between."""
+    path = tmp_path / "results.csv"
+    artefacts.append_row(path, {"a": 1})
+    seen = []
+
+    def locked(original):
+        def wrapped(*args):
+            with open(tmp_path / ".results.csv.lock") as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            seen.append(original.__name__)
+            return original(*args)
+
+        return wrapped
+
+    for name in ("read_table", "save_table"):
+        monkeypatch.setattr(artefacts, name, locked(getattr(artefacts, name)))
+    artefacts.append_row(path, {"a": 2})
+    assert seen == ["read_table", "save_table"]
+
+
 def test_rows_of_processes_that_append_at_once_are_all_there_and_whole(tmp_path):
     path = tmp_path / "saved" / "results.csv"
-    code = APPEND.format(root=str(ROOT), path=str(path), count=15, ready=-1)
+    code = APPEND.format(root=str(ROOT), path=str(path), count=10, ready=-1)
     writers = [subprocess.Popen([sys.executable, "-c", code, str(i)]) for i in range(4)]
     assert [writer.wait(timeout=120) for writer in writers] == [0] * 4
     rows = read_csv(path)
     assert sorted((int(row["writer"]), int(row["row"])) for row in rows) == [
-        (w, i) for w in range(4) for i in range(15)
+        (w, i) for w in range(4) for i in range(10)
     ]
     assert {row["text"] for row in rows} == {"x, y\n" * 50}
 
