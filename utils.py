@@ -493,8 +493,9 @@ def differing(old, new, prefix=""):
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
             names += differing(a, b, f"{prefix}{key}.")
-        elif a != b:
-            names.append(f"{prefix}{key} ({a} then, {b} now)")
+        elif a != b or (key in old) != (key in new):
+            then, now = (a if key in old else "absent"), (b if key in new else "absent")
+            names.append(f"{prefix}{key} ({then} then, {now} now)")
     return names
 
 

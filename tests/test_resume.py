@@ -104,6 +104,23 @@ def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(trained, monk
     assert unchanged(trained, before) == []
 
 
+def test_the_best_epoch_may_lie_before_the_interruption(trained, monkeypatch):
+    """With so high a learning rate the loss soon rises: the weights to save are in the state, not in the networks."""
+    monkeypatch.setattr(resume, "COPY_SECONDS", 0)
+    trained.config("pretrain", lr=0.2, n_epochs=4, n_epochs_cl=4), trained.config("train", lr=0.2)
+    for call, module, name in ((PRETRAIN_A, pretrain, "validate"), (CLASSIFY_A, classifier, "train_epoch")):
+        best = trained.run(*call)["best_epoch"]
+        assert best < 4
+        before = trained.files()
+        with monkeypatch.context() as patch:
+            interrupt(patch, module, name, best + 1)
+            with pytest.raises(KeyboardInterrupt):
+                trained.run(*call)
+        assert trained.run(*call)["best_epoch"] == best
+        assert unchanged(trained, before) == []
+        trained.run("embedding", "-d", "a")
+
+
 def test_views_of_their_own_for_each_epoch_are_found_again(project, monkeypatch):
     monkeypatch.setattr(resume, "COPY_SECONDS", 0)
     project.config("pretrain", views="epoch", n_epochs=3, n_epochs_cl=1)
@@ -220,7 +237,7 @@ def interrupted(trained, monkeypatch):
         (lambda p: p.config("mask", mask_prob=0.5), PRETRAIN_A, r"mask.mask_prob \(0.8 then, 0.5 now\)"),
         (lambda p: None, (*PRETRAIN_A, "--seed", "6"), r"train.seed \(5 then, 6 now\)"),
         (lambda p: None, (*PRETRAIN_A, "-am", "jitter"), r"augment_method \(channel_aug then, jitter now\)"),
-        (lambda p: None, (*PRETRAIN_A, "-f", "model"), r"made_from.*model_masked_6_1.pt \(None then"),
+        (lambda p: None, (*PRETRAIN_A, "-f", "model"), r"made_from.*model_masked_6_1.pt \(absent then"),
         (lambda p: p.dataset("a", 32, seed=9), PRETRAIN_A, r"made_from.dataset/a/data_20_120.npy"),
         (lambda p: p.config("train", batch_size=9), CLASSIFY_A, r"train.batch_size \(16 then, 9 now\)"),
         (lambda p: None, ("classifier", "-d", "a", "-lr", 0.3), r"label_rate \(0.5 then, 0.3 now\)"),
