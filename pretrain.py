@@ -142,7 +142,9 @@ def main(args):
         "model_version": args.model_version, "train": cfg, "mask": mask_cfg, "model": model_cfg, "precision": precision,
     }  # fmt: skip
     parents = {path: artefacts.fingerprint(path) for path in made_from}
-    resume = Resume(f"{stem}_state_{weights}.pt", config | {"made_from": parents}, args.restart)
+    path = "plain" if args.plain else "fast"  # a state goes on where it began: by rounding, the paths differ
+    how = {"made_from": parents, "device": device.type, "path": path}
+    resume = Resume(f"{stem}_state_{weights}.pt", config | how, args.restart)
     first, best, history = 0, {"loss": math.inf}, []
     if state := resume.load():
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"])
@@ -205,10 +207,11 @@ def main(args):
             })  # fmt: skip
 
     paths = [f"{stem}_masked_{weights}.pt", f"{stem}_TC_{weights}.pt"]
-    for path, part in zip(paths, ("model", "head"), strict=True):
-        record = artefacts.make_record(config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
-        artefacts.save_state(path, best[part], record)
-    artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
+    with resume.guard():  # a signal or a full disk here must not cost the run either
+        for path, part in zip(paths, ("model", "head"), strict=True):
+            record = artefacts.make_record(config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
+            artefacts.save_state(path, best[part], record)
+        artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
     resume.finished()
     print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {paths[0]}, {paths[1]}")
     return {"paths": paths, "best_loss": best["loss"], "best_epoch": best["epoch"], "history": history}
