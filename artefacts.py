@@ -202,12 +202,6 @@ def make_record(config, made_from, device, **more):
     } | more
 
 
-def save_record(path, config, made_from, device, **more):
-    """Write the JSON beside the artefact `path`, which is there already (see make_record)."""
-    own = {"artefact": Path(path).name, "fingerprint": fingerprint(path)}
-    save_json(record_path(path), own | make_record(config, made_from, device, **more))
-
-
 def load_record(path, config_keys=()):
     """The JSON beside an artefact, or None where there is none (a file of the released code) or no artefact.
 

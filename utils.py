@@ -504,8 +504,3 @@ def check_same(where, recorded, now):
     keys = differing({key: recorded.get(key, now[key]) for key in now}, now)
     if keys:
         raise UserError(f"{where} was made with other settings: {', '.join(keys)}; restore them, or make it again")
-
-
-def majority_rate(labels, classes):
-    """Share of the most frequent class: the accuracy of always answering it."""
-    return float(np.bincount(labels, minlength=classes).max() / max(1, len(labels)))

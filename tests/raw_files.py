@@ -15,9 +15,32 @@ SHARED = ROOT.parent / "shared"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from dataset import prepare  # noqa: E402
+from dataset.archives import open_source  # noqa: E402
+
+GB = 1 << 30  # more than any made-up archive unpacks to
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """Every test that imports this works in an empty folder; data_config.json is the tracked one until it changes."""
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+
+
+def run(*argv):
+    """prepare.py's main with these flags."""
+    return prepare.main(prepare.get_args([str(a) for a in argv]))
+
+
+def convert(module, path, **options):
+    """The windows that a data set's converter makes of the archive or folder at `path`."""
+    with open_source(path, GB, module.FILE) as source:
+        return module.convert(source, **options)
+
 
 def shared(name):
-    """A file of the team's shared folder; skips the test where it is absent (the same is tested on made-up files)."""
+    """A reference file from beside the project; skips where it is absent (the same is tested on made-up files)."""
     path = SHARED / name
     if not path.exists():
         pytest.skip(f"real sample {name} is not at hand")

@@ -6,13 +6,17 @@ import sys
 
 import numpy as np
 import pytest
-from raw_files import (
+from raw_files import (  # noqa: F401  (project: a fixture)
+    GB,
     ROOT,
+    convert,
     hapt_files,
     hapt_pickle,
     lines,
     motion_file,
     motion_samples,
+    project,
+    run,
     shared,
     small_hapt,
     small_motion,
@@ -20,28 +24,9 @@ from raw_files import (
     zipped,
 )
 
-from dataset import motion, prepare, sim, sources, tables, uci, windows
+from dataset import motion, sim, sources, tables, uci, windows
 from dataset.archives import open_source
 from utils import UserError, load_windows
-
-GB = 1 << 30
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    """Every test works in an empty folder; data_config.json is the tracked one until something changes it."""
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-
-
-def run(*argv):
-    return prepare.main(prepare.get_args([str(a) for a in argv]))
-
-
-def convert(module, path, **options):
-    with open_source(path, GB, module.FILE) as source:
-        return module.convert(source, **options)
-
 
 # ---------------------------------------------------------------------------------------------- rules
 

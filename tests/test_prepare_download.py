@@ -8,23 +8,13 @@ import threading
 
 import numpy as np
 import pytest
-import raw_files  # noqa: F401  (puts the project's folder on the path)
+from raw_files import project, run  # noqa: F401  (project: a fixture)
 
-from dataset import download, prepare, sources
+from dataset import download, sources
 from utils import UserError
 
 CONTENT = np.random.default_rng(0).bytes(1_500_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-
-
-def run(*argv):
-    return prepare.main(prepare.get_args([str(a) for a in argv]))
 
 
 @pytest.fixture

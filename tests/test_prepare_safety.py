@@ -8,21 +8,21 @@ import tarfile
 import zipfile
 
 import pytest
-from raw_files import hapt_files, hapt_pickle, hhar_files, hhar_rows, shoaib_file, small_hapt, small_motion, zipped
+from raw_files import (  # noqa: F401  (project: a fixture)
+    hapt_files,
+    hapt_pickle,
+    hhar_files,
+    hhar_rows,
+    project,
+    run,
+    shoaib_file,
+    small_hapt,
+    small_motion,
+    zipped,
+)
 
-from dataset import archives, prepare, uci
+from dataset import archives, uci
 from utils import UserError
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-
-
-def run(*argv):
-    return prepare.main(prepare.get_args([str(a) for a in argv]))
-
 
 # ---------------------------------------------------------------------------------------------- the pickle
 

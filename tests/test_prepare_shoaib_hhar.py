@@ -2,29 +2,10 @@
 
 import numpy as np
 import pytest
-from raw_files import HHAR_START, hhar_files, hhar_rows, shoaib_file, written, zipped
+from raw_files import HHAR_START, convert, hhar_files, hhar_rows, project, run, shoaib_file, written, zipped  # noqa: F401  (project: a fixture)
 
-from dataset import hhar, prepare, shoaib, tables
-from dataset.archives import open_source
+from dataset import hhar, shoaib, tables
 from utils import UserError, load_windows
-
-GB = 1 << 30
-
-
-@pytest.fixture(autouse=True)
-def project(tmp_path, monkeypatch):
-    (tmp_path / "project").mkdir()
-    monkeypatch.chdir(tmp_path / "project")
-
-
-def run(*argv):
-    return prepare.main(prepare.get_args([str(a) for a in argv]))
-
-
-def convert(module, path, **options):
-    with open_source(path, GB, module.FILE) as source:
-        return module.convert(source, **options)
-
 
 # ---------------------------------------------------------------------------------------------- shoaib
 
