@@ -25,12 +25,23 @@ def losses_for(model_cfg, device, precision):
     """The fast losses where they hold for this encoder, else the plain ones, with one line that says so."""
     if device.type == "cpu":
         keep_freed_memory()
-    if precision == "tf32":
-        torch.set_float32_matmul_precision("high")
+    if precision != "fp32":
+        torch.set_float32_matmul_precision("high")  # with bf16 too: what it leaves in float32 is small
     if model_cfg["n_layers"] == 1 and model_cfg["emb_norm"]:
-        return functools.partial(losses, dtype=torch.bfloat16) if precision == "bf16" else losses
+        chosen = fused_losses() if device.type == "cuda" else losses
+        return functools.partial(chosen, dtype=torch.bfloat16) if precision == "bf16" else chosen
     print("plain path: the shortcuts need an encoder of one pass (n_layers 1) with emb_norm")
     return plain_losses
+
+
+def fused_losses():
+    """gpu.losses, or those here where there is no Triton (PyTorch for CUDA brings it), with one line that says so."""
+    try:
+        import gpu
+    except ImportError:
+        print("slower path: Triton is not installed, so PyTorch's own kernels do the work of gpu.py")
+        return losses
+    return gpu.losses
 
 
 def keep_freed_memory():

@@ -78,6 +78,23 @@ def step_flops(both):
     return 3 * 2 * 1024 * (block + M * (D * D + D * C) + head)
 
 
+def training_windows(args, device):
+    """The training part's size of a data set's windows with their copies, or of as many made-up ones, on the device."""
+    import numpy as np
+    import torch
+
+    import utils
+    from augment import augment_copies
+
+    if args.windows:
+        windows = torch.randn(args.windows, 120, 6, device=device)
+    else:
+        data = utils.load_windows(args.dataset, "20_120")[0]
+        windows = torch.tensor(np.asarray(data, dtype=np.float32), device=device)
+    windows = augment_copies(windows, "channel_aug", 0)
+    return windows[: int(0.8 * len(windows))]
+
+
 def make_step(device, step_losses, both, windows, graph):
     """A function that trains one step on `windows` views, as pretrain.py does it."""
     import torch

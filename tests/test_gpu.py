@@ -1,0 +1,160 @@
+"""gpu.py against the plain losses of models.py, function by function and as a whole; needs a CUDA GPU with Triton."""
+
+import functools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from augment import Masks, draw_masks, instance_norm
+from models import Contrastive, Embedding, MaskedModel, draw_keep, losses, nt_xent
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA GPU here", allow_module_level=True)
+gpu = pytest.importorskip("gpu", reason="no Triton here")
+
+ENCODER = {
+    "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True
+}  # fmt: skip
+ODD = {"feature_num": 5, "hidden": 21, "hidden_ff": 13, "n_layers": 1, "n_heads": 3, "seq_len": 37, "emb_norm": True}
+MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}
+NO_GRADIENT = "attn.proj_k.bias"  # in exact arithmetic it has none (see tests/test_fast.py)
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    """Other tests' TF32 must not reach these."""
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+def filled(module, generator):
+    """Random parameters everywhere, so that no bias, gamma or beta is at 0 or 1 where it might not matter."""
+    for parameter in module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator) / max(1, parameter.shape[-1]) ** 0.5
+        parameter.data = noise + (1 if parameter.dim() == 1 else 0)
+    return module.cuda()
+
+
+def run(step_losses, cfg, B, both, mask_cfg=MASK, training=True):
+    """(losses, gradients by name, running statistics) of one batch, the same for every `step_losses`."""
+    g = torch.Generator().manual_seed(7)
+    model, head = filled(MaskedModel(cfg), g).train(training), filled(Contrastive(cfg["hidden"]), g).train(training)
+    T, C = cfg["seq_len"], cfg["feature_num"]
+    views = instance_norm(torch.randn(2, B, T, C, generator=g)).cuda()
+    masks = Masks(*(part.cuda() for part in draw_masks(2 * B, T, C, mask_cfg, g)))
+    keep = {n: f.cuda() for n, f in draw_keep(2 * B, 100, head.P_FF, g).items()} if training else None
+    masked, contrastive = step_losses(model, head, views, masks, keep, both)
+    (6 * masked + contrastive if both else masked).backward()
+    named = [*model.named_parameters("model"), *head.named_parameters("head")]
+    gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
+    return torch.stack([masked, contrastive]).detach(), gradients, [buffer.clone() for buffer in head.buffers()]
+
+
+def assert_same(ours, plain, tolerance, loss_tolerance):
+    torch.testing.assert_close(ours[0], plain[0], rtol=loss_tolerance, atol=0)
+    for mine, theirs in zip(ours[2], plain[2], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=10 * loss_tolerance, atol=loss_tolerance)
+    largest = max(float(gradient.norm()) for gradient in plain[1].values())
+    for name, wanted in plain[1].items():
+        if name.endswith(NO_GRADIENT):
+            assert not ours[1][name].any() and wanted.norm() < 1e-5 * largest
+            continue
+        error, scale = float((ours[1][name] - wanted).norm()), max(float(wanted.norm()), 1e-2 * largest)
+        assert error <= tolerance * scale, (name, error, scale)
+    assert ours[1].keys() == plain[1].keys()
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+@pytest.mark.parametrize("cfg, B", [(ENCODER, 96), (ENCODER, 17), (ODD, 33)], ids=["real", "odd batch", "odd sizes"])
+def test_losses_and_gradients_are_the_plain_ones_in_float32(cfg, B, both, training):
+    args = (cfg, B, both, MASK, training)
+    assert_same(run(gpu.losses, *args), run(losses, *args), 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+def test_windows_filled_with_random_values(both):
+    args = (ENCODER, 32, both, MASK | {"mask_prob": 0.3, "replace_prob": 0.7})
+    assert_same(run(gpu.losses, *args), run(losses, *args), 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+def test_tf32_and_bfloat16_are_close(both):
+    plain = run(losses, ENCODER, 256, both)
+    torch.set_float32_matmul_precision("high")
+    assert_same(run(gpu.losses, ENCODER, 256, both), plain, 1e-2, 1e-3)
+    ours = run(functools.partial(gpu.losses, dtype=torch.bfloat16), ENCODER, 256, both)
+    assert_same(ours, plain, 5e-2, 5e-3)
+    assert all(gradient.dtype == torch.float32 for gradient in ours[1].values())
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+def test_the_same_step_gives_the_same_bits(both):
+    step = functools.partial(gpu.losses, dtype=torch.bfloat16)
+    one, two = (run(step, ENCODER, 64, both) for _ in range(2))
+    assert torch.equal(one[0], two[0])
+    assert all(torch.equal(one[1][name], two[1][name]) for name in one[1])
+
+
+def both_ways(ours, plain, inputs):
+    """Output and input gradients of two functions of the same inputs, under the same random gradient."""
+    results = []
+    for fn in (ours, plain):
+        leaves = [x.detach().clone().requires_grad_() for x in inputs]
+        out = fn(*leaves)
+        (out * torch.linspace(-1, 1, out.numel(), device="cuda").view_as(out)).sum().backward()
+        results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    return zip(*results, strict=True)
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).cuda()
+
+
+@pytest.mark.parametrize("n, D", [(1, 72), (1000, 72), (517, 21), (64, 128)])
+def test_layer_norms_and_feed_forward(n, D):
+    x, W, b, g, beta, V, c = (randn(*s) for s in ((n, D), (D, D), (D,), (D,), (D,), (2 * D, D), (2 * D,)))
+    W2 = randn(D, 2 * D)
+    norm = lambda z, g, beta: F.layer_norm(z, (D,), g, beta, 1e-12)  # noqa: E731
+    cases = [
+        (gpu.ResidualNorm.apply, lambda x, W, b, g, beta: norm(x + F.linear(x, W, b), g, beta), (x, W, b, g, beta)),
+        (gpu.GeluNorm.apply, lambda x, W, b, g, beta: norm(F.gelu(F.linear(x, W, b)), g, beta), (x, W, b, g, beta)),
+        (gpu.FeedForwardNorm.apply,
+         lambda x, V, c, W2, b, g, beta: norm(x + F.linear(F.gelu(F.linear(x, V, c)), W2, b), g, beta),
+         (x, V, c, W2, b, g, beta)),
+    ]  # fmt: skip
+    for ours, plain, inputs in cases:
+        for mine, theirs in both_ways(ours, plain, inputs):
+            assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def test_embedding():
+    embedding = filled(Embedding(ODD), torch.Generator().manual_seed(0))
+    x = randn(5, 37, 5)
+    x[2] = 0  # a masked step: zeros in all channels
+    parameters = [embedding.lin.weight, embedding.lin.bias, embedding.norm.gamma, embedding.norm.beta,
+                  embedding.pos_embed.weight]  # fmt: skip
+
+    def plain(W, b, g, beta, position):
+        h = F.layer_norm(F.linear(x, W, b), (21,), g, beta, 1e-12)
+        return F.layer_norm(h + position, (21,), g, beta, 1e-12).flatten(0, 1)
+
+    for mine, theirs in both_ways(lambda *p: gpu.Embed.apply(x, *p, torch.float32), plain, parameters):
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
+    torch.testing.assert_close(plain(*parameters), embedding(x).flatten(0, 1))
+
+
+@pytest.mark.parametrize("n, features", [(8, 18), (1024, 18), (130, 7)])
+def test_nt_xent(n, features):
+    z = F.normalize(randn(n, features))
+    cases = both_ways(lambda z: gpu.NTXent.apply(z, 0.2)[None], lambda z: nt_xent(*z.chunk(2))[None], [z])
+    for mine, theirs in cases:
+        assert (mine - theirs).norm() <= 1e-4 * max(float(theirs.norm()), 1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 1000])
+def test_add_up(n):
+    parts = randn(n, 3, 25)
+    torch.testing.assert_close(gpu.add_up(parts), parts.sum(0), rtol=1e-5, atol=1e-4)
