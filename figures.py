@@ -113,14 +113,14 @@ def reliability(results, variant, source, target, made):
         parts = [calibration.probabilities(z, t if calibrated or t is None else 1.0) for _, z, t in saved]
         error = np.array([calibration.ece(p, y) for p, (y, _, _) in zip(parts, saved, strict=True)])
         probabilities = np.concatenate(parts)
-        count, _, accuracy = calibration.reliability(probabilities, labels)
+        count, confidence, accuracy = calibration.reliability(probabilities, labels)
         axis.bar(edges[:-1], count / count.sum(), 1 / calibration.BINS, align="edge", color="#999999", alpha=0.45,
                  label="share of windows")  # fmt: skip
         axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="right as often as confident")
-        shown = count > 0
-        axis.plot((edges[:-1] + edges[1:])[shown] / 2, accuracy[shown], marker="o", markersize=4, color=COLOURS[0],
-                  label="accuracy")  # fmt: skip
-        axis.set_title(f"{title}: ECE {spread(error)}"), axis.set_xlabel("confidence (top probability)")
+        shown = count >= 10  # of fewer the share that is right says nothing
+        axis.plot(confidence[shown], accuracy[shown], marker="o", markersize=4, color=COLOURS[0],
+                  label="accuracy (bins of 10 or more)")  # fmt: skip
+        axis.set_title(f"{title}: ECE {spread(error)}", fontsize=10), axis.set_xlabel("confidence (top probability)")
     thresholds = np.linspace(0, 1, 201)
     kept = np.array([calibration.kept(probabilities, threshold) for threshold in thresholds])
     right = probabilities.argmax(1) == labels
@@ -128,7 +128,7 @@ def reliability(results, variant, source, target, made):
     axes[2].plot(thresholds, kept.mean(1), color=COLOURS[1], label="coverage: share of windows kept")
     axes[2].plot(thresholds[with_any], (kept & right).sum(1)[with_any] / kept.sum(1)[with_any], color=COLOURS[0],
                  label="accuracy of those kept")  # fmt: skip
-    axes[2].set_title("abstaining, with the temperature"), axes[2].set_xlabel("threshold of confidence")
+    axes[2].set_title("abstaining, with the temperature", fontsize=10), axes[2].set_xlabel("threshold of confidence")
     for axis in axes:
         axis.set_xlim(0, 1), axis.set_ylim(0, 1.02)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8, ncols=2 if axis is not axes[2] else 1)
