@@ -11,13 +11,14 @@ writes  saved/baseline_cnn_uci_20_120/model.pt, a JSON and the losses (CSV) besi
 -b end_to_end  CrossHAR's encoder and classifier, trained together from random weights
 
 The labelled windows are those that classifier.py picks for the same -lr, --seed, -am and config/train.json, copies
-included; epochs, batch size and the choice of the epoch by validation loss are its own too. Nothing of a target is
-used for anything but its scores.
+included; epochs, batch size, the choice of the epoch by validation loss and the temperature are its own too. The
+forest's confidence is its own probabilities: no temperature is fitted to them, and the file of predictions holds them
+in place of logits. Nothing of a target is used for anything but its scores.
 """
 
 import sys
 
-from utils import make_parser, run
+from utils import add_abstain, make_parser, run
 
 MODELS = ("cnn", "forest", "end_to_end")
 
@@ -26,6 +27,7 @@ def get_args(argv=None):
     parser = make_parser(__doc__, train_cfg="config/train.json")
     parser.add_argument("-b", "--baseline", choices=MODELS, default="cnn", help="which model (default cnn)")
     parser.add_argument("--targets", nargs="+", help="target data sets (default: that of -td)")
+    add_abstain(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
@@ -42,6 +44,7 @@ from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
+import calibration  # noqa: E402
 import ledger  # noqa: E402
 import utils  # noqa: E402
 from augment import augment_copies, copy_count, instance_norm, make_generator  # noqa: E402
@@ -217,18 +220,21 @@ def main(args):
           f"({method}, split by {split_by}) on {device}")  # fmt: skip
 
     if args.baseline == "forest":
-        predict = fit_forest(*take(labelled), len(names), seed)
+        predict, temperature = fit_forest(*take(labelled), len(names), seed), None
     else:
         torch.manual_seed(seed)
         model = build(args, config).to(device)
         predict, history, epoch = fit_network(model, cfg, *take(labelled), *take(val), args.quiet)
+        temperature = calibration.fit_temperature(predict(windows[val]), ids[val])
         path = stem_path(args, ".pt")
         artefacts.save_table(stem_path(args, "_losses.csv"), history)
         made_from = [f"dataset/{args.dataset}/{kind}_{version}.npy" for kind in ("data", "label")]
-        record = artefacts.make_record(config, made_from, str(device), epoch=epoch)
+        record = artefacts.make_record(config, made_from, str(device), epoch=epoch, temperature=temperature)
         artefacts.save_state(path, model.state_dict(), record)
-    source = scores(ids[test], predict(windows[test]).argmax(1), len(names))
+    logits = predict(windows[test])
+    source = scores(ids[test], logits.argmax(1), len(names)) | calibration.errors(logits, ids[test], temperature)
     print(report(f"{args.dataset}, test part", source, names))
+    print(calibration.report(source | {"temperature": temperature}))
 
     settings = {key: config[key] for key in ("augment_method", "label_rate", "label_index")}
     settings |= {"seed": seed, "split_by": split_by, "model_version": args.model_version}
@@ -244,10 +250,13 @@ def main(args):
             raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
         logits = predict(data[rows])
         results[target] = scores(labels[rows], logits.argmax(1), len(names))
-        print(report(f"{args.dataset} -> {target}", results[target], names))
+        confidence = calibration.assess(logits, labels[rows], temperature, args.abstain)
+        print(report(f"{args.dataset} -> {target}", results[target], names), calibration.report(confidence), sep="\n")
         key = ledger.config_hash(config, args.dataset, target, version)
         ledger.save_test(stem_path(args, f"_{target}.npz"), args.dataset, target, version,
-                         settings | {"config_hash": key}, results[target], (rows, labels[rows], logits))  # fmt: skip
+                         settings | {"config_hash": key}, results[target], (rows, labels[rows], logits),
+                         ledger.confidence_columns(confidence, source))  # fmt: skip
+        results[target] |= confidence
     return results
 
 

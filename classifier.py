@@ -5,7 +5,8 @@
 reads   embed/embed_uci_20_120.npy, embed/label_uci_20_120.npy
 writes  saved/classifier_base_transformer_uci_20_120/model_transformer.pt, and a JSON and the losses (CSV) beside it
 
-The epoch with the lowest validation loss is saved; then the scores on the source's test part are printed.
+The epoch with the lowest validation loss is saved, and in its JSON the temperature that calibrates its confidence,
+fitted on the validation part (calibration.py); then the scores on the source's test part are printed.
 """
 
 import sys
@@ -29,6 +30,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
+import calibration  # noqa: E402
 import utils  # noqa: E402
 from augment import copy_count, make_generator  # noqa: E402
 from metrics import report, scores  # noqa: E402
@@ -165,15 +167,19 @@ def main(args):
             })  # fmt: skip
 
         model.load_state_dict(best["model"])
+        temperature = calibration.fit_temperature(predict(model, val_h), val_y)
         h, y = load(test)
-        result = scores(y.cpu().numpy(), predict(model, h).argmax(1).cpu().numpy(), len(names))
+        logits = predict(model, h)
+        result = scores(y.cpu().numpy(), logits.argmax(1).cpu().numpy(), len(names))
+        result |= calibration.errors(logits, y, temperature)
         made_from = [embed_path, label_path, *(record["made_from"] if record else ())]
-        more = {"epoch": best["epoch"], "source_test": result}
+        more = {"epoch": best["epoch"], "temperature": temperature, "source_test": result}
         artefacts.save_state(path, best["model"], artefacts.make_record(config, made_from, str(device), **more))
         artefacts.save_table(path.with_name(f"{path.stem}_losses.csv"), history)
     resume.finished()
     print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {path}")
     print(report(f"{args.dataset}, test part", result, names))
+    print(calibration.report(result | {"temperature": temperature}))
     return result | {"path": path, "best_epoch": best["epoch"], "names": names}
 
 

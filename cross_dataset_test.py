@@ -6,16 +6,19 @@ reads   saved/pretrain_base_uci_20_120/model_masked_6_1.pt, saved/classifier_bas
         model_transformer.pt, dataset/hhar/{data,label}_20_120.npy
 writes  one row to saved/results.csv, and the predictions beside the classifier (model_transformer_hhar.npz)
 
-Nothing of the target is used for anything but these scores. Settings come from the artefacts' JSON.
+Nothing of the target is used for anything but these scores. Settings come from the artefacts' JSON, the
+temperature that calibrates the confidence too. --abstain 0.9 also prints how well the windows of at least that do.
 """
 
 import sys
 
-from utils import make_parser, run
+from utils import add_abstain, make_parser, run
 
 
 def get_args(argv=None):
-    return make_parser(__doc__, train_cfg="config/train.json").parse_args(argv)
+    parser = make_parser(__doc__, train_cfg="config/train.json")
+    add_abstain(parser)
+    return parser.parse_args(argv)
 
 
 args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
@@ -24,6 +27,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import artefacts  # noqa: E402
+import calibration  # noqa: E402
 import ledger  # noqa: E402
 import utils  # noqa: E402
 from metrics import report, scores  # noqa: E402
@@ -79,6 +83,17 @@ def hash_of(args, row, names, record, checkpoint):
     return ledger.config_hash(trained_with, args.dataset, args.target_dataset, args.dataset_version)
 
 
+def recorded_temperature(path, record):
+    """The classifier's temperature from its JSON; 1, with a line that says so, where none is recorded."""
+    if record is None or "temperature" not in record:
+        print(f"temperature 1: none is recorded beside {path} (a released classifier, or one of an older version)")
+        return 1.0
+    found = record["temperature"]
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < float("inf"):
+        raise UserError(f"{artefacts.record_path(path)}: 'temperature' must be a number above 0; make it again")
+    return float(found)
+
+
 def main(args):
     if args.deterministic:
         utils.set_deterministic()
@@ -103,7 +118,7 @@ def main(args):
     again = f"python embedding.py -d {args.dataset} && python classifier.py -d {args.dataset} -s {args.save_model}"
     keys = {"train": dict, "embedding": dict, "label_index": int, "dataset": str}
     record = artefacts.load_record(path, keys)
-    row = settings(args, path, record)
+    row, temperature = settings(args, path, record), recorded_temperature(path, record)
     if record:
         utils.check_same(path, record["config"], {"model": classifier_cfg, "dataset": args.dataset})
     classifier = Classifier(classifier_cfg, len(names))
@@ -133,15 +148,17 @@ def main(args):
     logits = classify(model.to(device), classifier.to(device), windows).numpy()
     result = scores(ids[rows], logits.argmax(1), len(names))
     target = args.target_dataset + (" (simulated)" if target_cfg.get("simulated") else "")
-    print(report(f"{args.dataset} -> {target}", result, names))
+    confidence = calibration.assess(logits, ids[rows], temperature, args.abstain)
+    print(report(f"{args.dataset} -> {target}", result, names), calibration.report(confidence), sep="\n")
 
     lambda1, lambda2 = row.pop("loss_weights").split("_")
     more = {"lambda1": lambda1, "lambda2": lambda2, "config_hash": hash_of(args, row, names, record, checkpoint)}
-    more |= ledger.source_scores(record and record.get("source_test"))
+    source = record and record.get("source_test")
+    more |= ledger.source_scores(source)
     npz = path.with_name(f"{path.stem}_{args.target_dataset}.npz")
     ledger.save_test(npz, args.dataset, args.target_dataset, args.dataset_version, row | more, result,
-                     (rows, ids[rows], logits))  # fmt: skip
-    return result | {"names": names, "predictions": logits.argmax(1)}
+                     (rows, ids[rows], logits), ledger.confidence_columns(confidence, source))  # fmt: skip
+    return result | confidence | {"names": names, "predictions": logits.argmax(1)}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 writes under results/
   confusion_SOURCE_TARGET.png        what each activity of the target is taken for, all runs together
+  reliability_SOURCE_TARGET.png      how often the classifier is right at each confidence, and what abstaining does
   losses_SOURCE.png                  pretraining and classifier losses by epoch
   label_rate.png                     accuracy against label rate (where several were run)
   ablation.png                       the variants side by side (where several were run)
@@ -23,6 +24,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
 import artefacts  # noqa: E402
+import calibration  # noqa: E402
 import ledger  # noqa: E402
 from metrics import scores  # noqa: E402
 from table import METRICS, Results, mean_over, spread  # noqa: E402
@@ -56,18 +58,26 @@ def cells_of(grid, variant, rate, source):
     return [cell for job in jobs for cell in grid.cells(job) if cell.rate == rate]
 
 
+def saved_predictions(results, variant, source, target):
+    """What is there of a pair's runs: a list of (labels (n,), logits (n, K), temperature)."""
+    grid, found = results.grid, []
+    for cell in cells_of(grid, variant, results.rate, source):
+        npz = grid.predictions(cell)
+        saved = ledger.read_predictions(npz, grid.key(cell)) if cell.target == target else None
+        if saved is not None:
+            found.append((*saved[1:], ledger.read_temperature(npz)))
+    return found
+
+
 # ------------------------------------------------------------------------------------------------ confusion
 
 
 def confusion(results, variant, source, target, made):
     """Rows: the true activity; the share of it and the number of windows, the mean over runs, in each square."""
     grid = results.grid
-    names, matrices = grid.classes(source), []
-    for cell in cells_of(grid, variant, results.rate, source):
-        saved = ledger.read_predictions(grid.predictions(cell), grid.key(cell)) if cell.target == target else None
-        if saved is not None:
-            _, labels, logits = saved
-            matrices.append(scores(labels, logits.argmax(1), len(names))["confusion"])
+    names = grid.classes(source)
+    saved = saved_predictions(results, variant, source, target)
+    matrices = [scores(labels, logits.argmax(1), len(names))["confusion"] for labels, logits, _ in saved]
     if not matrices:
         return
     counts = np.mean(matrices, axis=0)  # (true, predicted)
@@ -85,6 +95,47 @@ def confusion(results, variant, source, target, made):
     axis.set_title(f"{grid.title(variant)}, {grid.pair(source, target)}: accuracy {accuracy:.3f}\n"
                    f"share and number of windows, mean of {runs_text(len(matrices))}", fontsize=10)  # fmt: skip
     save(figure, f"confusion_{source}_{target}", made)
+
+
+# ----------------------------------------------------------------------------------------------- confidence
+
+
+def reliability(results, variant, source, target, made):
+    """Accuracy by confidence without and with the temperature, all runs' windows together; abstention by threshold."""
+    saved = saved_predictions(results, variant, source, target)
+    if not saved:
+        return
+    labels = np.concatenate([labels for labels, _, _ in saved])
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.7), layout="constrained")
+    edges = np.linspace(0, 1, calibration.BINS + 1)
+    for axis, title, calibrated in zip(axes, ("as trained", "with the source's temperature"), (False, True),
+                                       strict=False):  # fmt: skip
+        parts = [calibration.probabilities(z, t if calibrated or t is None else 1.0) for _, z, t in saved]
+        error = np.array([calibration.ece(p, y) for p, (y, _, _) in zip(parts, saved, strict=True)])
+        probabilities = np.concatenate(parts)
+        count, confidence, accuracy = calibration.reliability(probabilities, labels)
+        axis.bar(edges[:-1], count / count.sum(), 1 / calibration.BINS, align="edge", color="#999999", alpha=0.45,
+                 label="share of windows")  # fmt: skip
+        axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="right as often as confident")
+        shown = count >= 10  # of fewer the share that is right says nothing
+        axis.plot(confidence[shown], accuracy[shown], marker="o", markersize=4, color=COLOURS[0],
+                  label="accuracy (bins of 10 or more)")  # fmt: skip
+        axis.set_title(f"{title}: ECE {spread(error)}", fontsize=10), axis.set_xlabel("confidence (top probability)")
+    thresholds = np.linspace(0, 1, 201)
+    kept = np.array([calibration.kept(probabilities, threshold) for threshold in thresholds])
+    right = probabilities.argmax(1) == labels
+    with_any = kept.any(1)
+    axes[2].plot(thresholds, kept.mean(1), color=COLOURS[1], label="coverage: share of windows kept")
+    axes[2].plot(thresholds[with_any], (kept & right).sum(1)[with_any] / kept.sum(1)[with_any], color=COLOURS[0],
+                 label="accuracy of those kept")  # fmt: skip
+    axes[2].set_title("abstaining, with the temperature", fontsize=10), axes[2].set_xlabel("threshold of confidence")
+    for axis in axes:
+        axis.set_xlim(0, 1), axis.set_ylim(0, 1.02)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8, ncols=2 if axis is not axes[2] else 1)
+    grid = results.grid
+    figure.suptitle(f"{grid.title(variant)}, {grid.pair(source, target)}: {runs_text(len(saved))}, "
+                    f"{len(labels)} windows together", fontsize=10)  # fmt: skip
+    save(figure, f"reliability_{source}_{target}", made)
 
 
 # --------------------------------------------------------------------------------------------------- losses
@@ -238,6 +289,7 @@ def write(grid, projection="tsne"):
     with plt.rc_context(STYLE):
         for source, target in results.pairs() if results.variants else []:
             confusion(results, results.variants[0], source, target, made)
+            reliability(results, results.variants[0], source, target, made)
             if pretrained:
                 representations.draw(results, pretrained[0], source, target, projection, made)
         for source in results.sources if pretrained else []:

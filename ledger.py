@@ -60,30 +60,42 @@ def config_hash(trained_with, source, target, version):
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def save_test(npz, source, target, version, settings, result, predictions):
+def save_test(npz, source, target, version, settings, result, predictions, confidence=None):
     """Keep a test: the predictions in the file `npz`, then a row of scores.
 
     settings: further columns (label_rate, seed, config_hash, ...); result: metrics.scores; predictions: (numbers of the
-    windows (n,), labels (n,), logits (n, classes)), all that is needed to compute the row again. The row comes last:
-    where it stands, the rest is there.
+    windows (n,), labels (n,), logits (n, classes)); confidence: confidence_columns, the row's last, whose temperature
+    goes to the file too (NaN for a model of probabilities): all that is needed to compute the row again. The row comes
+    last: where it stands, the rest is there.
     """
     window, label, logits = predictions
+    confidence = confidence or {}
+    temperature = confidence.get("temperature", 1.0)
+    temperature = np.nan if temperature is None else temperature
     with artefacts.atomic(npz) as handle:
-        np.savez(handle, window=window, label=label, logits=logits, config_hash=settings["config_hash"])
+        np.savez(handle, window=window, label=label, logits=logits, config_hash=settings["config_hash"],
+                 temperature=np.float64(temperature))  # fmt: skip
     first = ("augment_method", "label_rate", "seed")
     row = {"source": source, "target": target, "dataset_version": version}
     row |= {key: settings[key] for key in first}
     row |= {key: round(value, 6) for key, value in result.items() if key not in ("confusion", "majority")}
     row |= {key: value for key, value in settings.items() if key not in first}
-    artefacts.append_row(PATH, row | {"majority": round(result["majority"], 6)})
+    row |= {"majority": round(result["majority"], 6)}
+    row |= {key: round(value, 6) if isinstance(value, float) else value for key, value in confidence.items()}
+    artefacts.append_row(PATH, row)
 
 
-def source_scores(result):
+def source_scores(result, keys=("windows", "accuracy", "f1_macro")):
     """The columns for the scores on the source's own test part: metrics.scores or None (a released classifier)."""
     numbers = result or {}
-    return {
-        f"source_{key}": round(numbers[key], 6) if key in numbers else "" for key in ("windows", "accuracy", "f1_macro")
-    }
+    return {f"source_{key}": round(numbers[key], 6) if key in numbers else "" for key in keys}
+
+
+def confidence_columns(found, source_test):
+    """The columns for confidence: what calibration.assess found, and the errors on the source's own test part."""
+    columns = {key: found[key] for key in ("temperature", "ece", "ece_uncalibrated")}
+    columns |= source_scores(source_test, ("ece", "ece_uncalibrated"))
+    return columns | {key: found[key] for key in ("abstain", "coverage", "accuracy_kept") if key in found}
 
 
 def read_rows(path=PATH):
@@ -103,3 +115,13 @@ def read_predictions(npz, key):
         return None
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{npz} is not a readable file of predictions ({error}); remove it and repeat") from error
+
+
+def read_temperature(npz):
+    """The temperature in a file of predictions that read_predictions found good: None where it holds probabilities.
+
+    1 where an older file has none.
+    """
+    with np.load(npz, allow_pickle=False) as saved:
+        found = float(saved["temperature"]) if "temperature" in saved.files else 1.0
+    return None if np.isnan(found) else found

@@ -20,10 +20,12 @@ from utils import UserError
 FOLDER = Path("results")
 PUBLISHED = "config/published.csv"
 METRICS = ("accuracy", "f1_macro")
+CONFIDENCE = ("temperature", "ece_uncalibrated", "ece")
 NOTE = (
     "mean ± sample standard deviation over the runs (seeds); averages over pairs are taken within a run first. "
     "majority: the share of the target's most frequent class. own test part: windows of the source that were held out "
-    "(with split by copy, copies of them were not). –: not run."
+    "(with split by copy, copies of them were not). –: not run. "
+    "ECE: expected calibration error, 15 bins, with the temperature that was fitted on the source's validation part."
 )
 
 
@@ -49,15 +51,19 @@ def collect(grid):
             found[job.variant, cell.rate, job.source, cell.target][cell.run] = row
             if row.get("source_accuracy"):
                 own = {metric: row[f"source_{metric}"] for metric in METRICS}
+                own |= {key: row.get(key if key == "temperature" else f"source_{key}", "") for key in CONFIDENCE}
                 found[job.variant, cell.rate, job.source, None][cell.run] = own
     return found
 
 
 def mean_over(parts, metric):
-    """Per run the mean of a metric over several {run: row}: an array of the runs that all parts have, or None."""
+    """Per run the mean of a metric over several {run: row}: an array of the runs that all parts have, or None.
+
+    A row of an older version has not every metric.
+    """
     if not parts:
         return None
-    runs = sorted(set.intersection(*(set(part) for part in parts)))
+    runs = sorted(set.intersection(*({run for run in part if part[run].get(metric, "") != ""} for part in parts)))
     return np.array([np.mean([float(part[run][metric]) for part in parts]) for run in runs]) if runs else None
 
 
@@ -146,6 +152,26 @@ def pair_section(results, variant, rate, published):
     return Section(title, ["source → target", "majority", "accuracy", "macro F1", "runs", "published"], rows, ruled)
 
 
+def confidence_section(results, variant, rate):
+    """Source → target for one variant: temperature and calibration error without and with it; None if there is none."""
+    rows, ruled = [], set()
+
+    def add(name, pairs):
+        found = [results.values(variant, rate, pairs, key) for key in CONFIDENCE]
+        rows.append([name, *map(spread, found), str(0 if found[-1] is None else len(found[-1]))])
+
+    for source in results.sources:
+        ruled.add(len(rows))
+        for pair in results.pairs(source):
+            add(results.grid.pair(*pair), [pair])
+        add(f"{source} → own test part", [(source, None)])
+    ruled.add(len(rows))
+    add("all pairs, average", results.pairs())
+    title = f"Confidence: {results.grid.title(variant)}, label rate {rate:g}"
+    header = ["source → target", "temperature", "ECE without it", "ECE", "runs"]
+    return Section(title, header, rows, ruled) if any(row[-1] != "0" for row in rows) else None
+
+
 def summary(results, variant, rate):
     """The averages of one variant: accuracy from each source, accuracy and macro F1 of all pairs, own test parts."""
     by_source = [results.values(variant, rate, results.pairs(source), "accuracy") for source in results.sources]
@@ -176,6 +202,7 @@ def sections(results):
     published = read_published()
     detailed = [v for i, v in enumerate(results.variants) if i == 0 or v == "copy"]
     made = [pair_section(results, variant, results.rate, published) for variant in detailed]
+    made += filter(None, [confidence_section(results, variant, results.rate) for variant in detailed])
     if len(results.variants) > 1:
         title = f"Variants: accuracy (and macro F1) averaged over targets, label rate {results.rate:g}"
         made.append(variant_section(results, [results.rate], title))
@@ -245,12 +272,12 @@ def flat(results):
             for (source, target), pairs in groups.items():
                 if not pairs or (accuracy := results.values(variant, rate, pairs, "accuracy")) is None:
                     continue
-                f1 = results.values(variant, rate, pairs, "f1_macro")
                 row = {"variant": variant, "label_rate": f"{rate:g}", "source": source, "target": target}
                 row["majority"] = "" if pairs[0][1] is None else f"{results.majority(pairs):.6f}"
-                for name, values in (("accuracy", accuracy), ("f1_macro", f1)):
-                    row[f"{name}_mean"] = f"{values.mean():.6f}"
-                    row[f"{name}_sd"] = f"{values.std(ddof=1):.6f}" if len(values) > 1 else ""
+                for name in (*METRICS, *CONFIDENCE):
+                    values = results.values(variant, rate, pairs, name)
+                    row[f"{name}_mean"] = "" if values is None else f"{values.mean():.6f}"
+                    row[f"{name}_sd"] = "" if values is None or len(values) < 2 else f"{values.std(ddof=1):.6f}"
                 rows.append(row | {"runs": len(accuracy)})
     return rows
 

@@ -103,6 +103,13 @@ def a_name(text):
     return text
 
 
+def add_abstain(parser):
+    """The flag of the scripts that test on a target."""
+    share = a_number(float, lambda x: 0 <= x <= 1, "a probability from 0 to 1")
+    parser.add_argument("--abstain", metavar="THRESHOLD", type=share, help="print coverage and scores of the windows "
+                        "whose top probability is at least this")  # fmt: skip
+
+
 def a_device(text):
     """An argparse type: a GPU index, or `cpu`."""
     return text if text == "cpu" else a_number(int, lambda n: n >= 0, "a GPU's index (0, 1, ...) or cpu")(text)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import make_windows
 
+import calibration
 import figures
 import ledger
 import reproduce
@@ -32,7 +33,12 @@ def made(project):
             found = scores(y, logits.argmax(1), 4)
             settings |= ledger.source_scores(found)
             npz = result.predictions(cell)
-            ledger.save_test(npz, job.source, cell.target, "20_120", settings, found, (np.arange(12), y, logits))
+            confidence = {}
+            if job.variant != "copy":  # as rows of an older version
+                assessed = calibration.assess(logits, y, cell.seed - 3430.0)
+                confidence = ledger.confidence_columns(assessed, {"ece": 0.25, "ece_uncalibrated": 0.5})
+            ledger.save_test(npz, job.source, cell.target, "20_120", settings, found, (np.arange(12), y, logits),
+                             confidence)  # fmt: skip
     return result
 
 
@@ -63,9 +69,29 @@ def test_the_four_forms_agree(made, capsys):
         content = open(f"results/table.{ending}").read()
         assert content.count("0.083") >= 20, ending
     latex = open("results/table.tex").read()
-    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == latex.count(r"\end{table}") == 4
+    assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == latex.count(r"\end{table}") == 5
     assert "±" not in latex.replace("% mean ± sample", "") and r"a $\to$ b" in latex
-    assert text.count("=\n") == 4
+    assert text.count("=\n") == 5
+
+
+def test_confidence_by_hand(made):
+    """The temperatures are 1, 2, 3; copy's rows are of an older version, without any."""
+    text = table.write(made)
+    (section,) = [part for part in text.split("\n\n") if part.startswith("Confidence: ")]
+    assert section.startswith("Confidence: CrossHAR, label rate 0.1\n")
+    line = {words.split("  ")[0]: words for words in section.splitlines()}
+    top = np.array([1 / (1 + 3 * np.exp(-1 / t)) for t in (1, 2, 3)])
+    accuracy = np.array([12, 11, 10]) / 12
+    for name in ("a → b", "all pairs, average"):
+        assert line[name].split()[-10:] == [
+            "2.000", "±", "1.000", *table.spread(np.abs(accuracy - top[0])).split(),
+            *table.spread(np.abs(accuracy - top)).split(), "3",
+        ]  # fmt: skip
+    assert line["b → own test part"].split()[-7:] == ["0.500", "±", "0.000", "0.250", "±", "0.000", "3"]
+    with open("results/table.csv", newline="") as handle:
+        rows = {(r["variant"], r["label_rate"], r["source"], r["target"]): r for r in csv.DictReader(handle)}
+    assert float(rows["forest", "0.5", "a", "b"]["ece_mean"]) == pytest.approx(np.abs(accuracy - top).mean(), abs=1e-6)
+    assert rows["copy", "0.5", "a", "b"]["ece_mean"] == rows["copy", "0.5", "a", "b"]["temperature_sd"] == ""
 
 
 def test_published_figures_need_a_source(made, tmp_path):
@@ -84,7 +110,8 @@ def test_the_file_of_published_figures_ships_empty():
 
 def test_figures_are_drawn(made):
     names = {path.split("/")[-1] for path in figures.write(made, "pca")}
-    assert names == {"confusion_a_b.png", "confusion_b_a.png", "label_rate.png", "ablation.png"}  # nothing was trained
+    pairs = {f"{kind}_{pair}.png" for kind in ("confusion", "reliability") for pair in ("a_b", "b_a")}
+    assert names == pairs | {"label_rate.png", "ablation.png"}  # nothing was trained
 
 
 def test_the_losses_and_representations_are_drawn(project):
