@@ -234,24 +234,24 @@ def attend_backward(q, kv, da, dq, dkv, d_bias, scale, M: tl.constexpr, T: tl.co
 
 
 @triton.jit
-def pool_tokens(z, start, T, P: tl.constexpr, Z: tl.constexpr, eps, R: tl.constexpr, W: tl.constexpr):
+def pool_tokens(z, start, T, P: tl.constexpr, eps, R: tl.constexpr, W: tl.constexpr):
     """R of a window's tokens from step `start`, standardised: (inside, unit rows, 1 / their deviation)."""
     steps, cols = start + tl.arange(0, R), tl.arange(0, W)
     inside = (steps < T)[:, None] & (cols < P)[None, :]
-    s = tl.load(z + steps[:, None] * Z + cols[None, :], inside, 0.0).to(tl.float32)
+    s = tl.load(z + steps[:, None] * P + cols[None, :], inside, 0.0).to(tl.float32)
     unit, scale = standardise(s, inside, P, eps)
     return inside, unit, scale
 
 
 @triton.jit
-def pool_forward(z, query, pooled, logs, T, eps, H: tl.constexpr, P: tl.constexpr, Z: tl.constexpr,
-                 R: tl.constexpr, W: tl.constexpr):  # fmt: skip
+def pool_forward(z, query, pooled, logs, T, eps, H: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
+                 W: tl.constexpr):  # fmt: skip
     """A program is one head of one window, R tokens at a time with a running maximum."""
     window, head, cols = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H, tl.arange(0, W)
     q = tl.load(query + head * P + cols, cols < P, 0.0)[None, :]
     highest, total, summed = float("-inf"), 0.0, tl.zeros((W,), tl.float32)
     for start in range(0, T, R):
-        _, unit, _ = pool_tokens(z + window * T * Z, start, T, P, Z, eps, R, W)
+        _, unit, _ = pool_tokens(z + window * T * P, start, T, P, eps, R, W)
         scores = tl.where(start + tl.arange(0, R) < T, tl.sum(unit * q, 1), float("-inf"))
         most = tl.maximum(highest, tl.max(scores, 0))
         e, before = tl.exp(scores - most), tl.exp(highest - most)
@@ -262,8 +262,8 @@ def pool_forward(z, query, pooled, logs, T, eps, H: tl.constexpr, P: tl.constexp
 
 
 @triton.jit
-def pool_backward(z, query, logs, d_pooled, shift, dz, sums, T, eps, H: tl.constexpr, P: tl.constexpr, Z: tl.constexpr,
-                  R: tl.constexpr, L: tl.constexpr, W: tl.constexpr):  # fmt: skip
+def pool_backward(z, query, logs, d_pooled, shift, dz, sums, T, eps, H: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
+                  L: tl.constexpr, W: tl.constexpr):  # fmt: skip
     """A program is L steps of one window: dz (B, T, P), and its sums (B, programs, H + 1, P): the queries' gradients
     and z's bias's. shift (B, H) is what a score's gradient has beside weight * (unit . d_pooled).
     """
@@ -271,7 +271,7 @@ def pool_backward(z, query, logs, d_pooled, shift, dz, sums, T, eps, H: tl.const
     there, heads = cols < P, tl.arange(0, H)
     d_query, d_bias = tl.zeros((H, W), tl.float32), tl.zeros((W,), tl.float32)
     for start in range(part * L, tl.minimum(part * L + L, T), R):
-        inside, unit, scale = pool_tokens(z + window * T * Z, start, T, P, Z, eps, R, W)
+        inside, unit, scale = pool_tokens(z + window * T * P, start, T, P, eps, R, W)
         d = tl.zeros((R, W), tl.float32)
         for head in tl.static_range(H):
             at = window * H + head
@@ -284,8 +284,7 @@ def pool_backward(z, query, logs, d_pooled, shift, dz, sums, T, eps, H: tl.const
         d = tl.where(inside, standardise_backward(d, unit, scale, P), 0.0)
         d_bias += tl.sum(d, 0)
         steps = start + tl.arange(0, R)
-        filled = (steps < T)[:, None] & (cols < Z)[None, :]  # zeros from P to Z
-        tl.store(dz + window * T * Z + steps[:, None] * Z + cols[None, :], d.to(dz.dtype.element_ty), filled)
+        tl.store(dz + window * T * P + steps[:, None] * P + cols[None, :], d.to(dz.dtype.element_ty), inside)
     out = sums + (window * tl.num_programs(1) + part) * (H + 1) * P + cols
     tl.store(out[None, :] + heads[:, None] * P, d_query, there[None, :])
     tl.store(out + H * P, d_bias, there)
