@@ -27,8 +27,8 @@ def get_args(argv=None):
 
 args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
 
+import itertools  # noqa: E402
 import math  # noqa: E402
-from typing import NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -37,46 +37,17 @@ from tqdm import tqdm  # noqa: E402
 import artefacts  # noqa: E402
 import fast  # noqa: E402
 import utils  # noqa: E402
-from augment import Masks, augment_copies, copy_count, draw_masks, make_generator, two_views  # noqa: E402
-from models import DEAD_MASKED, Contrastive, MaskedModel, draw_keep, losses  # noqa: E402
+from augment import augment_copies, copy_count, draw_masks, make_generator, two_views  # noqa: E402
+from batches import InMemory, copy_into, draw_epoch, section_steps  # noqa: E402
+from models import DEAD_MASKED, Contrastive, MaskedModel, losses  # noqa: E402
 from resume import Resume  # noqa: E402
 from utils import UserError  # noqa: E402
-
-
-class Draw(NamedTuple):
-    """Everything random of an epoch, one row a step."""
-
-    order: torch.Tensor  # (steps, B) int64: the windows of a step
-    masks: Masks  # of its 2B visits, first the weak views, then the strong ones
-    keep: dict  # the class token's dropout factors at those visits
-
-    def step(self, index):
-        """What step `index`, a (1,) tensor on the device, uses: no number goes to the host and back."""
-        order, masks, keep = self
-        at = lambda part: part.index_select(0, index)[0] if part.numel() else part  # noqa: E731
-        return at(order), Masks(*map(at, masks)), {name: at(part) for name, part in keep.items()}
-
-
-def draw_epoch(n, B, steps, shape, mask_cfg, head, generator):
-    """Draw an epoch's randomness in one batched call: n training windows of `shape` (T, C), `steps` batches of B."""
-    order = torch.randperm(n, generator=generator, device=generator.device)[: steps * B].view(steps, B)
-    masks = draw_masks(steps * 2 * B, *shape, mask_cfg, generator)
-    keep = draw_keep(steps * 2 * B, head.seq_transformer.c_token.shape[-1], head.P_FF, generator)
-    rows = lambda part: part.unflatten(0, (steps, 2 * B)) if part.numel() else part  # noqa: E731
-    return Draw(order, Masks(*map(rows, masks)), {name: rows(part) for name, part in keep.items()})
-
-
-def copy_into(static, new):
-    """Copy a Draw's tensors into another's, which stay where they are: a recorded step reads them there."""
-    pairs = [(static.order, new.order), *zip(static.masks, new.masks, strict=True)]
-    for old, fresh in pairs + [(static.keep[name], new.keep[name]) for name in new.keep]:
-        old.copy_(fresh)
 
 
 def train_step(step_losses, model, head, optimizer, views, cfg, draw, index, total, both):
     """One update of both networks; adds the (masked, contrastive) losses to `total`, which stays on the device."""
     order, masks, keep = draw.step(index)
-    masked, contrastive = step_losses(model, head, views.index_select(1, order), masks, keep, both)
+    masked, contrastive = step_losses(model, head, views.batch(order), masks, keep, both)
     loss = cfg["lambda1"] * masked + cfg["lambda2"] * contrastive if both else masked
     optimizer.zero_grad()
     loss.backward()
@@ -90,11 +61,14 @@ def validate(step_losses, model, head, views, masks, batch_size, both):
 
     All windows, in equal batches of at most batch_size: the contrastive loss depends on the batch's size.
     """
-    n = views.shape[1]
-    total = torch.zeros(2, device=views.device)
-    for part in torch.arange(n, device=views.device).tensor_split(math.ceil(n / batch_size)):
-        both_views = torch.cat([part, part + n])
-        total += torch.stack(step_losses(model, head, views[:, part], masks.pick(both_views), None, both)) * len(part)
+    n, device = len(views), next(model.parameters()).device
+    total = torch.zeros(2, device=device)
+    edges = [int(part[0]) for part in torch.arange(n).tensor_split(math.ceil(n / batch_size))] + [n]
+    for start, stop in itertools.pairwise(edges):
+        part = torch.arange(start, stop, device=device)
+        part_masks = masks.pick(torch.cat([part, part + n]))
+        both_losses = step_losses(model, head, views.between(start, stop), part_masks, None, both)
+        total += torch.stack(both_losses) * len(part)
     return total / n
 
 
@@ -116,12 +90,12 @@ def main(args):
     windows, val_windows = (windows[torch.as_tensor(part, device=device)] for part in rows[:2])
     if min(len(windows), len(val_windows)) < 2:
         raise UserError(f"{data_path} holds {len(data)} windows, too few to train and validate on: add more")
-    views = two_views(windows, make_generator(device, seed, "views"))
-    val_views = two_views(val_windows, make_generator(device, seed, "validation views"))
-    shape = views.shape[2:]  # (T, C)
+    views = InMemory(two_views(windows, make_generator(device, seed, "views")))
+    val_views = InMemory(two_views(val_windows, make_generator(device, seed, "validation views")))
+    shape = windows.shape[1:]  # (T, C)
     val_masks = draw_masks(2 * len(val_windows), *shape, mask_cfg, make_generator(device, seed, "validation masks"))
     B = min(cfg["batch_size"], len(windows))
-    steps = len(windows) // B  # the last partial batch is dropped
+    steps, section = len(windows) // B, section_steps(B)  # of an epoch, the last partial batch dropped; drawn at once
 
     # networks and optimiser: one Adam for both; it skips the head until that has gradients
     torch.manual_seed(seed)
@@ -153,11 +127,13 @@ def main(args):
         print(f"continuing from {resume.path}: {first} of {cfg['n_epochs']} epochs are done")
 
     # what a step reads and writes stays in place, so that a step can be recorded and replayed
-    def draw_of(epoch):
-        return draw_epoch(len(windows), B, steps, shape, mask_cfg, head, make_generator(device, seed, "epoch", epoch))
-
-    draw, index = draw_of(first), torch.zeros(1, dtype=torch.int64, device=device)
-    upcoming = draw
+    draws = (
+        draw for epoch in itertools.count(first)
+        for draw in draw_epoch(len(windows), B, steps, shape, mask_cfg, head,
+                               make_generator(device, seed, "epoch", epoch))
+    )  # fmt: skip
+    draw = upcoming = next(draws)
+    index = torch.zeros(1, dtype=torch.int64, device=device)
     trained, validated = torch.zeros(2, device=device), torch.zeros(2, device=device)
 
     def train(both):
@@ -182,17 +158,19 @@ def main(args):
             both = epoch >= joint
             if epoch == joint:
                 best = {"loss": math.inf}  # what is saved comes from the epochs with both losses
-            copy_into(draw, upcoming)
             if cfg["views"] == "epoch" and epoch > 0:
-                views.copy_(two_views(windows, make_generator(device, seed, "views", epoch)))
+                views.views.copy_(two_views(windows, make_generator(device, seed, "views", epoch)))
 
-            model.train(), head.train(), trained.zero_(), index.zero_()
-            for _ in range(now):
-                train(both)
-            model.eval(), head.eval()
-            evaluate(both)
-            with fast.aside(device):  # while a GPU is still busy with all that
-                upcoming = draw_of(epoch + 1)
+            model.train(), head.train(), trained.zero_()
+            for start in range(0, now, section):  # once, unless the data are many
+                copy_into(draw, upcoming), index.zero_()
+                for _ in views.batches(draw.order[: min(section, now - start)]):
+                    train(both)
+                if start + section >= now:
+                    model.eval(), head.eval()
+                    evaluate(both)
+                with fast.aside(device):  # while a GPU is still busy with all that
+                    upcoming = next(draws)
 
             row = epoch_row(epoch, torch.cat([trained / now, validated]).tolist(), cfg, both)
             history.append(row)
@@ -206,15 +184,21 @@ def main(args):
                 "epoch": epoch + 1, "best": best, "history": history,
             })  # fmt: skip
 
-    paths = [f"{stem}_masked_{weights}.pt", f"{stem}_TC_{weights}.pt"]
     with resume.guard():  # a signal or a full disk here must not cost the run either
-        for path, part in zip(paths, ("model", "head"), strict=True):
-            record = artefacts.make_record(config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
-            artefacts.save_state(path, best[part], record)
-        artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
+        record = artefacts.make_record(config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
+        paths = save(stem, weights, best, history, record)
     resume.finished()
     print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {paths[0]}, {paths[1]}")
     return {"paths": paths, "best_loss": best["loss"], "best_epoch": best["epoch"], "history": history}
+
+
+def save(stem, weights, best, history, record):
+    """Write the best epoch's masked model and contrastive head, and every epoch's losses; returns the models' paths."""
+    paths = [f"{stem}_masked_{weights}.pt", f"{stem}_TC_{weights}.pt"]
+    artefacts.save_state(paths[0], best["model"], record)
+    artefacts.save_state(paths[1], best["head"], record)
+    artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
+    return paths
 
 
 def epoch_row(epoch, values, cfg, both):

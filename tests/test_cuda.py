@@ -9,6 +9,7 @@ import fast
 import pretrain
 import utils
 from augment import draw_masks, instance_norm, make_generator
+from batches import InMemory, draw_epoch
 from models import Contrastive, MaskedModel, draw_keep, losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
@@ -59,8 +60,8 @@ def test_a_recorded_step_does_what_the_step_does(both):
         torch.manual_seed(0)
         model, head = MaskedModel(ENCODER).cuda().train(), Contrastive(72).cuda().train()
         optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], fused=True, capturable=True)
-        views = torch.randn(2, 64, 120, 6, device="cuda", generator=make_generator("cuda", 1))
-        draw = pretrain.draw_epoch(64, 32, 2, (120, 6), MASK, head, make_generator("cuda", 2))
+        views = InMemory(torch.randn(2, 64, 120, 6, device="cuda", generator=make_generator("cuda", 1)))
+        draw = next(draw_epoch(64, 32, 2, (120, 6), MASK, head, make_generator("cuda", 2)))
         index, total = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.zeros(2, device="cuda")
 
         def step(both):

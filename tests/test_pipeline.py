@@ -17,6 +17,7 @@ import embedding
 import pretrain
 import utils
 from augment import augment_copies, draw_masks, instance_norm, make_generator, two_views
+from batches import InMemory
 from models import Classifier, Contrastive, MaskedModel, losses
 from utils import UserError
 
@@ -378,7 +379,7 @@ def test_validation_repeats_its_masks_while_training_draws_new_ones(project):
 def test_validation_covers_every_window_whatever_the_batch_size(project):
     torch.manual_seed(0)
     model, head = MaskedModel(ENCODER).eval(), Contrastive(8).eval()
-    views = instance_norm(torch.randn(2, 7, 120, 6))
+    views = InMemory(instance_norm(torch.randn(2, 7, 120, 6)))
     masks = draw_masks(14, 120, 6, read_json("config/mask.json"), make_generator("cpu", 1))
     sizes = []
 
