@@ -3,11 +3,16 @@
 Axes as in augment.py; n training rows (windows with their copies), B of them in a step, 2B visits (both views).
 """
 
+import contextlib
+import math
+import os
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
-from augment import Masks, draw_masks
+import fast
+from augment import Copies, Masks, PerRow, draw_masks, two_views
 from models import draw_keep
 
 SECTION = 1 << 17  # visits drawn at once: all of an epoch up to 65 000 rows, and some 150 MB however many there are
@@ -50,28 +55,172 @@ def copy_into(static, new):
     """Copy a Draw's tensors into another's, which stay where they are: a recorded step reads them there."""
     pairs = [(static.order, new.order), *zip(static.masks, new.masks, strict=True)]
     for old, fresh in pairs + [(static.keep[name], new.keep[name]) for name in new.keep]:
-        old[: len(fresh)].copy_(fresh)
-        if fresh.is_cuda:  # made on a stream of its own (fast.aside): its memory is free when this copy is done
-            fresh.record_stream(torch.cuda.current_stream())
+        put(fresh, old[: len(fresh)])
+
+
+def put(fresh, static):
+    """Copy a tensor to where a step reads it. It may be made on a stream aside: its memory is free after the copy."""
+    static.copy_(fresh)
+    if fresh.is_cuda:
+        fresh.record_stream(torch.cuda.current_stream())
+
+
+# ------------------------------------------------------------------------------------------ where the views live
+
+
+class FromFile:
+    """Windows of a memory-mapped array (N, T, C), brought to the device as float32 when they are asked for.
+
+    On the way to a GPU they wait in two pinned buffers in turn, so that one is filled while the other is on its way.
+    """
+
+    def __init__(self, data, device):
+        self.data, self.device, self.shape = data, device, data.shape
+        self.buffers, self.turn = [], 0
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        """The windows of `index`, an int64 tensor (n,) on the CPU: (n, T, C) on the device."""
+        order = index.argsort()  # forwards through the file
+        windows = np.empty((len(index), *self.shape[1:]), np.float32)
+        if self.device.type == "cuda":
+            windows, copied = self.pinned(len(index))
+            copied.synchronize()  # what this buffer held has reached the GPU
+        windows[order.numpy()] = self.data[index[order].numpy()]
+        x = torch.as_tensor(windows).to(self.device, non_blocking=True)
+        if self.device.type == "cuda":
+            copied.record()
+        return x
+
+    def pinned(self, n):
+        """The buffer whose turn it is, as an array of n windows, and the event that its last copy was over."""
+        if not self.buffers or len(self.buffers[0][0]) < n:
+            self.buffers = [(torch.empty(n, *self.shape[1:], pin_memory=True), torch.cuda.Event()) for _ in range(2)]
+        self.turn = 1 - self.turn
+        buffer, copied = self.buffers[self.turn]
+        return buffer[:n].numpy(), copied
+
+
+class Source:
+    """Makes the views of `rows` (n,) of `copies`: functions of (seed, row) alone, and of the epoch after renew()."""
+
+    def __init__(self, copies, rows, seed):
+        self.copies, self.rows, self.key = copies, rows, (seed, "views")
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __call__(self, index):
+        """The views (2, m, T, C) of some of the rows, `index` a slice or an int64 tensor on the rows' device."""
+        rows = self.rows[index]
+        x = self.copies[rows]
+        return two_views(x, PerRow(rows.to(x.device), *self.key))
 
 
 class InMemory:
     """The views (2, n, T, C) of all rows, on the device."""
 
-    def __init__(self, views):
-        self.views = views
+    def __init__(self, views, source=None):
+        self.views, self.source = views, source
+
+    @classmethod
+    def made_by(cls, source, shape, device):
+        self = cls(torch.empty(2, len(source), *shape, device=device), source)
+        self.fill()
+        return self
+
+    def fill(self, piece=8192):
+        for start in range(0, len(self), piece):
+            self.views[:, start : start + piece] = self.source(slice(start, start + piece))
+
+    def renew(self, seed, epoch):
+        """Draw the views of an epoch anew, into the same place."""
+        self.source.key = (seed, "views", epoch)
+        self.fill()
 
     def __len__(self):
         return self.views.shape[1]
 
     def batches(self, order):
-        """Once for each step, before it: `order` (steps, B) are the rows of the steps to come."""
+        """Yields once for each of the steps that `order` (steps, B) lists, when its views are there for batch()."""
         return range(len(order))
 
     def batch(self, order):
-        """The views of the step's rows, order (B,) on the device: (2, B, T, C)."""
+        """The views of a step's rows, order (B,) on the device: (2, B, T, C)."""
         return self.views.index_select(1, order)
 
     def between(self, start, stop):
-        """The views of the rows from start to stop."""
+        """The views of the rows from start to stop: (2, stop - start, T, C)."""
         return self.views[:, start:stop]
+
+
+class Streamed:
+    """The same for data that don't fit: views are made batch by batch, on a GPU while the step before is running.
+
+    The numbers are those of InMemory, which makes them by the same calls.
+    """
+
+    def __init__(self, source, device):
+        self.source, self.device, self.ready = source, device, None
+
+    def renew(self, seed, epoch):
+        self.source.key = (seed, "views", epoch)
+
+    def __len__(self):
+        return len(self.source)
+
+    def batches(self, order):
+        order = order.cpu()
+        upcoming = self.source(order[0])
+        if self.ready is None:
+            self.ready = torch.empty_like(upcoming)  # it stays in place: a recorded step reads it
+        for step in range(len(order)):
+            put(upcoming, self.ready)
+            yield step
+            if step + 1 < len(order):
+                with fast.aside(self.device):
+                    upcoming = self.source(order[step + 1])
+
+    def batch(self, order):
+        return self.ready
+
+    def between(self, start, stop):
+        return self.source(slice(start, stop))
+
+
+def open_views(data, parts, method, seed, device, memory_gb=None):
+    """The views of some parts of the rows (arrays of row numbers), all in memory if they fit, else streamed.
+
+    Returns one InMemory or Streamed a part. data (N, T, C) is an array or a memory map; the limit is memory_gb (10^9
+    bytes) or what most of the device's free memory is.
+    """
+    N, *shape = data.shape
+    needed = 4 * math.prod(shape) * (N + 2 * sum(map(len, parts)))
+    limit = free_memory(device) if memory_gb is None else 1e9 * memory_gb
+    if needed <= limit:
+        copies = Copies(torch.tensor(np.asarray(data, dtype=np.float32), device=device), method, seed)
+        sources = [Source(copies, torch.as_tensor(part, device=device), seed) for part in parts]
+        return [InMemory.made_by(source, shape, device) for source in sources]
+    print(f"all views would take {needed / 1e9:.3g} GB of the {limit / 1e9:.3g} GB there are for them: they are "
+          "made batch by batch from the data file")  # fmt: skip
+    copies = Copies(FromFile(data, device), method, seed)
+    return [Streamed(Source(copies, torch.as_tensor(part), seed), device) for part in parts]
+
+
+def free_memory(device):
+    """Bytes that the views may take: three quarters of a GPU's free memory, half of what the system has available.
+
+    The other processes of a torchrun run on the same machine's CPUs have their share.
+    """
+    if device.type == "cuda":
+        return 0.75 * torch.cuda.mem_get_info(device)[0]
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, StopIteration):
+        with open("/proc/meminfo") as lines:
+            available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    with contextlib.suppress(OSError, ValueError):  # of a container
+        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
+            available = min(available, int(most.read()) - int(used.read()))
+    return 0.5 * available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))

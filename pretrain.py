@@ -13,13 +13,16 @@ the epoch with the lowest validation loss of that second part is saved. Interrup
 
 import sys
 
-from utils import make_parser, run
+from utils import a_number, make_parser, run
 
 
 def get_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--plain", action="store_true", help="the plain path instead of the fast one (same numbers)")
     parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default fp32 on a CPU, tf32 on a GPU")
+    size = a_number(float, lambda x: x >= 0, "a number of gigabytes")
+    parser.add_argument("--memory_gb", type=size, help="most the views may take before they are streamed (default: "
+                        "most of what is free)")  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="start afresh where an interrupted run left its state")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
@@ -27,49 +30,56 @@ def get_args(argv=None):
 
 args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
 
+import functools  # noqa: E402
 import itertools  # noqa: E402
 import math  # noqa: E402
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
 import fast  # noqa: E402
+import parallel  # noqa: E402
 import utils  # noqa: E402
-from augment import augment_copies, copy_count, draw_masks, make_generator, two_views  # noqa: E402
-from batches import InMemory, copy_into, draw_epoch, section_steps  # noqa: E402
+from augment import copy_count, draw_masks, make_generator  # noqa: E402
+from batches import InMemory, copy_into, draw_epoch, open_views, section_steps  # noqa: E402
 from models import DEAD_MASKED, Contrastive, MaskedModel, losses  # noqa: E402
 from resume import Resume  # noqa: E402
 from utils import UserError  # noqa: E402
 
 
-def train_step(step_losses, model, head, optimizer, views, cfg, draw, index, total, both):
-    """One update of both networks; adds the (masked, contrastive) losses to `total`, which stays on the device."""
+def train_step(step_losses, model, head, optimizer, views, cfg, draw, index, total, both, average=None):
+    """One update of both networks; adds the (masked, contrastive) losses to `total`, which stays on the device.
+
+    `average` puts the mean of the gradients over the processes that train together into them.
+    """
     order, masks, keep = draw.step(index)
     masked, contrastive = step_losses(model, head, views.batch(order), masks, keep, both)
     loss = cfg["lambda1"] * masked + cfg["lambda2"] * contrastive if both else masked
     optimizer.zero_grad()
     loss.backward()
+    if average:
+        average([p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None])
     optimizer.step()
     total += torch.stack([masked.detach(), contrastive.detach()])
 
 
 @torch.no_grad()
-def validate(step_losses, model, head, views, masks, batch_size, both):
+def validate(step_losses, model, head, views, masks, batch_size, both, rank=0, size=1):
     """Mean (masked, contrastive) validation loss of networks in eval mode, with the same masks every time.
 
-    All windows, in equal batches of at most batch_size: the contrastive loss depends on the batch's size.
+    All windows, in equal batches of at most batch_size: the contrastive loss depends on the batch's size. Of several
+    processes each takes every size-th batch, from `rank` on; the mean of what they return is the loss.
     """
     n, device = len(views), next(model.parameters()).device
     total = torch.zeros(2, device=device)
     edges = [int(part[0]) for part in torch.arange(n).tensor_split(math.ceil(n / batch_size))] + [n]
-    for start, stop in itertools.pairwise(edges):
+    for start, stop in list(itertools.pairwise(edges))[rank::size]:
         part = torch.arange(start, stop, device=device)
         part_masks = masks.pick(torch.cat([part, part + n]))
         both_losses = step_losses(model, head, views.between(start, stop), part_masks, None, both)
         total += torch.stack(both_losses) * len(part)
-    return total / n
+    return total * size / n
 
 
 def main(args):
@@ -78,24 +88,24 @@ def main(args):
     cfg = utils.read_train_config(args)
     mask_cfg = utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",))
     model_cfg = utils.read_encoder_config(args.model_version)
-    device = utils.pick_device(args.gpu)
+    processes = parallel.Processes(args.gpu)  # one, unless torchrun started more
+    device = processes.device
     seed, method = cfg["seed"], args.augument_method or "channel_aug"
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     utils.check_fits(model_cfg, data_cfg, mask_cfg)
     data_path = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
 
-    # data: the augmented set, split; two views of every window, drawn once (and for training anew each epoch if asked)
-    windows = augment_copies(torch.tensor(np.asarray(data, dtype=np.float32), device=device), method, seed)
-    rows = utils.split_windows(len(data), copy_count(method), seed, cfg["split_by"])
-    windows, val_windows = (windows[torch.as_tensor(part, device=device)] for part in rows[:2])
-    if min(len(windows), len(val_windows)) < 2:
+    # data: the rows of the augmented set, split; two views of each, drawn once (for training anew each epoch if asked)
+    rows = utils.split_windows(len(data), copy_count(method), seed, cfg["split_by"])[:2]
+    n, val_n = map(len, rows)
+    if min(n, val_n) < 2:
         raise UserError(f"{data_path} holds {len(data)} windows, too few to train and validate on: add more")
-    views = InMemory(two_views(windows, make_generator(device, seed, "views")))
-    val_views = InMemory(two_views(val_windows, make_generator(device, seed, "validation views")))
-    shape = windows.shape[1:]  # (T, C)
-    val_masks = draw_masks(2 * len(val_windows), *shape, mask_cfg, make_generator(device, seed, "validation masks"))
-    B = min(cfg["batch_size"], len(windows))
-    steps, section = len(windows) // B, section_steps(B)  # of an epoch, the last partial batch dropped; drawn at once
+    views, val_views = open_views(data, rows, method, seed, device, args.memory_gb)
+    shape = data.shape[1:]  # (T, C)
+    val_masks = draw_masks(2 * val_n, *shape, mask_cfg, make_generator(device, seed, "validation masks"))
+    B = min(cfg["batch_size"], n)
+    mine = processes.share(B)  # of each batch
+    steps, section = n // B, section_steps(B)  # of an epoch, the last partial batch dropped; drawn at once
 
     # networks and optimiser: one Adam for both; it skips the head until that has gradients
     torch.manual_seed(seed)
@@ -109,6 +119,7 @@ def main(args):
     )
     precision = args.precision or ("fp32" if device.type == "cpu" or args.plain else "tf32")
     step_losses = losses if args.plain else fast.losses_for(model_cfg, device, precision)
+    joined_losses = functools.partial(step_losses, gather=processes.gather) if processes.size > 1 else step_losses
 
     # where an interrupted run of the same configuration stopped
     config = {
@@ -118,7 +129,9 @@ def main(args):
     parents = {path: artefacts.fingerprint(path) for path in made_from}
     path = "plain" if args.plain else "fast"  # a state goes on where it began: by rounding, the paths differ
     how = {"made_from": parents, "device": device.type, "path": path}
-    resume = Resume(f"{stem}_state_{weights}.pt", config | how, args.restart)
+    how |= {"processes": processes.size} if processes.size > 1 else {}
+    resume = Resume(f"{stem}_state_{weights}.pt", config | how, args.restart, writes=processes.first)
+    processes.wait()  # until a state that must not count is gone
     first, best, history = 0, {"loss": math.inf}, []
     if state := resume.load():
         model.load_state_dict(state["model"]), head.load_state_dict(state["head"])
@@ -129,28 +142,32 @@ def main(args):
     # what a step reads and writes stays in place, so that a step can be recorded and replayed
     draws = (
         draw for epoch in itertools.count(first)
-        for draw in draw_epoch(len(windows), B, steps, shape, mask_cfg, head,
-                               make_generator(device, seed, "epoch", epoch))
+        for draw in draw_epoch(n, B, steps, shape, mask_cfg, head, make_generator(device, seed, "epoch", epoch), mine)
     )  # fmt: skip
     draw = upcoming = next(draws)
     index = torch.zeros(1, dtype=torch.int64, device=device)
     trained, validated = torch.zeros(2, device=device), torch.zeros(2, device=device)
 
     def train(both):
-        train_step(step_losses, model, head, optimizer, views, cfg, draw, index, trained, both)
+        average = processes.average if processes.size > 1 else None
+        train_step(joined_losses, model, head, optimizer, views, cfg, draw, index, trained, both, average)
         index.add_(1)
 
     def evaluate(both):
-        validated.copy_(validate(step_losses, model, head, val_views, val_masks, cfg["batch_size"], both))
+        batch_size, of_all = cfg["batch_size"], (processes.rank, processes.size)
+        validated.copy_(validate(step_losses, model, head, val_views, val_masks, batch_size, both, *of_all))
 
     if device.type == "cuda" and not args.plain:
-        train = fast.Captured(train, [model, head], optimizer, [trained, index])
-        evaluate = fast.Captured(evaluate)
+        if processes.size == 1 or parallel.RECORD:
+            train = fast.Captured(train, [model, head], optimizer, [trained, index])
+        if isinstance(val_views, InMemory):
+            evaluate = fast.Captured(evaluate)
 
-    print(f"{args.dataset}: {len(data)} windows, {len(windows)} for training and {len(val_windows)} for validation "
+    print(f"{args.dataset}: {len(data)} windows, {n} for training and {val_n} for validation "
           f"with their copies ({method}); {steps} steps an epoch on {device}, {precision}")  # fmt: skip
+    quiet = args.quiet or not processes.first
     joint = cfg["n_epochs"] - cfg["n_epochs_cl"]  # the first epoch with both losses
-    with resume.guard(), tqdm(total=cfg["n_epochs"], initial=first, unit="epoch", disable=args.quiet) as bar:
+    with resume.guard(), tqdm(total=cfg["n_epochs"], initial=first, unit="epoch", disable=quiet) as bar:
         for epoch in range(first, cfg["n_epochs"]):
             now = min(steps, cfg["total_steps"] - epoch * steps) if cfg["total_steps"] else steps
             if now <= 0:
@@ -159,7 +176,7 @@ def main(args):
             if epoch == joint:
                 best = {"loss": math.inf}  # what is saved comes from the epochs with both losses
             if cfg["views"] == "epoch" and epoch > 0:
-                views.views.copy_(two_views(windows, make_generator(device, seed, "views", epoch)))
+                views.renew(seed, epoch)
 
             model.train(), head.train(), trained.zero_()
             for start in range(0, now, section):  # once, unless the data are many
@@ -172,7 +189,9 @@ def main(args):
                 with fast.aside(device):  # while a GPU is still busy with all that
                     upcoming = next(draws)
 
-            row = epoch_row(epoch, torch.cat([trained / now, validated]).tolist(), cfg, both)
+            sums = torch.cat([trained / now, validated])
+            processes.average([sums])
+            row = epoch_row(epoch, sums.tolist(), cfg, both)
             history.append(row)
             if row["val_loss"] < best["loss"]:
                 best = {"loss": row["val_loss"], "epoch": epoch + 1, "model": cloned(model), "head": cloned(head)}
@@ -186,18 +205,19 @@ def main(args):
 
     with resume.guard():  # a signal or a full disk here must not cost the run either
         record = artefacts.make_record(config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
-        paths = save(stem, weights, best, history, record)
-    resume.finished()
+        paths = save(stem, weights, best, history, record, write=processes.first)
+    resume.finished(), processes.leave()
     print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {paths[0]}, {paths[1]}")
     return {"paths": paths, "best_loss": best["loss"], "best_epoch": best["epoch"], "history": history}
 
 
-def save(stem, weights, best, history, record):
+def save(stem, weights, best, history, record, write=True):
     """Write the best epoch's masked model and contrastive head, and every epoch's losses; returns the models' paths."""
     paths = [f"{stem}_masked_{weights}.pt", f"{stem}_TC_{weights}.pt"]
-    artefacts.save_state(paths[0], best["model"], record)
-    artefacts.save_state(paths[1], best["head"], record)
-    artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
+    if write:
+        artefacts.save_state(paths[0], best["model"], record)
+        artefacts.save_state(paths[1], best["head"], record)
+        artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
     return paths
 
 
