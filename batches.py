@@ -83,24 +83,23 @@ class FromFile:
 
     def __getitem__(self, index):
         """The windows of `index`, an int64 tensor (n,) on the CPU: (n, T, C) on the device."""
-        order = index.argsort()  # forwards through the file
-        windows = np.empty((len(index), *self.shape[1:]), np.float32)
-        if self.device.type == "cuda":
-            windows, copied = self.pinned(len(index))
-            copied.synchronize()  # what this buffer held has reached the GPU
-        windows[order.numpy()] = self.data[index[order].numpy()]
-        x = torch.as_tensor(windows).to(self.device, non_blocking=True)
-        if self.device.type == "cuda":
-            copied.record()
-        return x
-
-    def pinned(self, n):
-        """The buffer whose turn it is, as an array of n windows, and the event that its last copy was over."""
-        if not self.buffers or len(self.buffers[0][0]) < n:
-            self.buffers = [(torch.empty(n, *self.shape[1:], pin_memory=True), torch.cuda.Event()) for _ in range(2)]
+        if self.device.type != "cuda":
+            return self.read(index, torch.empty(len(index), *self.shape[1:]))
+        if not self.buffers or len(self.buffers[0][0]) < len(index):
+            empty = torch.empty(len(index), *self.shape[1:])
+            self.buffers = [(empty.pin_memory(), torch.cuda.Event()) for _ in range(2)]
         self.turn = 1 - self.turn
         buffer, copied = self.buffers[self.turn]
-        return buffer[:n].numpy(), copied
+        copied.synchronize()  # what this buffer held last has reached the GPU
+        x = self.read(index, buffer[: len(index)]).to(self.device, non_blocking=True)
+        copied.record()
+        return x
+
+    def read(self, index, windows):
+        """Fill `windows` (n, T, C), forwards through the file."""
+        order = index.argsort()
+        windows.numpy()[order.numpy()] = self.data[index[order].numpy()]
+        return windows
 
 
 class Source:

@@ -26,9 +26,11 @@ class Processes:
         if self.size > 1 and gpu not in (None, "cpu"):
             raise UserError(f"-g {gpu}: under torchrun each process takes a GPU of its own; leave -g out, or -g cpu")
         on_gpu = self.size > 1 and gpu is None and torch.cuda.is_available()
+        if on_gpu and int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+            raise UserError(f"--nproc_per_node is more than the {torch.cuda.device_count()} GPUs here; lower it")
         self.device = utils.pick_device(int(os.environ["LOCAL_RANK"]) if on_gpu else gpu)
         if self.size > 1:
-            dist.init_process_group("nccl" if on_gpu else "gloo")
+            dist.init_process_group("nccl" if on_gpu else "gloo", device_id=self.device if on_gpu else None)
         if self.rank:  # what all have to say, one says
             sys.stdout = open(os.devnull, "w")
 

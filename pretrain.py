@@ -43,7 +43,8 @@ import parallel  # noqa: E402
 import utils  # noqa: E402
 from augment import copy_count, draw_masks, make_generator  # noqa: E402
 from batches import InMemory, copy_into, draw_epoch, open_views, section_steps  # noqa: E402
-from models import DEAD_MASKED, Contrastive, MaskedModel, losses  # noqa: E402
+from models import Contrastive, MaskedModel, losses  # noqa: E402
+from pretrained import cloned, epoch_row, load_pretrained, save  # noqa: E402
 from resume import Resume  # noqa: E402
 from utils import UserError  # noqa: E402
 
@@ -160,7 +161,7 @@ def main(args):
     if device.type == "cuda" and not args.plain:
         if processes.size == 1 or parallel.RECORD:
             train = fast.Captured(train, [model, head], optimizer, [trained, index])
-        if isinstance(val_views, InMemory):
+        if isinstance(val_views, InMemory) and val_n <= 100 * cfg["batch_size"]:
             evaluate = fast.Captured(evaluate)
 
     print(f"{args.dataset}: {len(data)} windows, {n} for training and {val_n} for validation "
@@ -205,47 +206,10 @@ def main(args):
 
     with resume.guard():  # a signal or a full disk here must not cost the run either
         record = artefacts.make_record(config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
-        paths = save(stem, weights, best, history, record, write=processes.first)
+        paths = save(stem, weights, best, history, record, processes.first)
     resume.finished(), processes.leave()
     print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {paths[0]}, {paths[1]}")
     return {"paths": paths, "best_loss": best["loss"], "best_epoch": best["epoch"], "history": history}
-
-
-def save(stem, weights, best, history, record, write=True):
-    """Write the best epoch's masked model and contrastive head, and every epoch's losses; returns the models' paths."""
-    paths = [f"{stem}_masked_{weights}.pt", f"{stem}_TC_{weights}.pt"]
-    if write:
-        artefacts.save_state(paths[0], best["model"], record)
-        artefacts.save_state(paths[1], best["head"], record)
-        artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
-    return paths
-
-
-def epoch_row(epoch, values, cfg, both):
-    """An epoch's losses as a row of the CSV. Raises UserError if one is not finite."""
-    row = dict(zip(("train_masked", "train_contrastive", "val_masked", "val_contrastive"), values, strict=True))
-    if not all(map(math.isfinite, values)):
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
-        raise UserError(f"the loss is not finite in epoch {epoch + 1} ({terms}); lower 'lr' in the -t config")
-    joint = cfg["lambda1"] * row["val_masked"] + cfg["lambda2"] * row["val_contrastive"]
-    return {"epoch": epoch + 1, **row, "val_loss": joint if both else row["val_masked"]}
-
-
-def cloned(module):
-    """A copy of a network's state, which further training does not touch."""
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def load_pretrained(stem, weights, model, head=None):
-    """Load the masked model, and the contrastive head if given, from STEM_{masked,TC}_6_1.pt; returns the paths."""
-    hint = f"make it with: python pretrain.py -s {stem.name}"
-    paths = [f"{stem}_masked_{weights}.pt"]
-    artefacts.load_state(paths[0], model, DEAD_MASKED, hint)
-    if head is not None:
-        names = [f"{stem}_{name}_{weights}.pt" for name in ("TC", "Contrastive")]  # ours, else the released code's
-        paths += [next((name for name in names if artefacts.Path(name).exists()), names[0])]
-        artefacts.load_state(paths[1], head, hint=hint)
-    return paths
 
 
 if __name__ == "__main__":

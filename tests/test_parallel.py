@@ -107,7 +107,7 @@ def test_without_torchrun_there_is_one_process(project):
 def second_of_two(monkeypatch):
     """What the second of two processes is, without the first: collectives are stand-ins."""
     monkeypatch.setenv("RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend, device_id: None)
     monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored after the test
     made = parallel.Processes("cpu")
     sys.stdout.close()
