@@ -5,7 +5,7 @@
 
 Makes up the windows in a temporary folder (2.9 GB a million) and runs pretrain.py on them, without its validation; each
 line is a process of its own. Writes results/scale.{json,png} and prints a table: `set-up` is all before the first step,
-`memory` what the process allocates at most (a GPU's memory there, else without the mapped file's pages, which the system
+`memory` what it allocates at most (a GPU's memory there; else without the mapped file's pages, which the system
 takes back when it needs them), `loss` what streaming costs: on a CPU the share of a step's time in which its views are
 made, on a GPU, where that goes on beside the steps, the difference of the two times.
 """
