@@ -59,7 +59,9 @@ class Processes:
 
     def wait(self):
         """Until all are here."""
-        self.average([torch.zeros(1, device=self.device)])
+        here = torch.zeros(1, device=self.device)
+        self.average([here])
+        here.item()
 
     def leave(self):
         if self.size > 1:

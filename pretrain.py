@@ -207,7 +207,9 @@ def main(args):
     with resume.guard():  # a signal or a full disk here must not cost the run either
         record = artefacts.make_record(config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
         paths = save(stem, weights, best, history, record, processes.first)
-    resume.finished(), processes.leave()
+    resume.finished()
+    del train, evaluate  # recorded collectives go before their processes part
+    processes.leave()
     print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {paths[0]}, {paths[1]}")
     return {"paths": paths, "best_loss": best["loss"], "best_epoch": best["epoch"], "history": history}
 
