@@ -7,6 +7,7 @@ Axes: N windows (B in a batch), T time steps, C channels (acc xyz in m/s^2, gyro
 """
 
 import itertools
+import math
 import zlib
 from typing import NamedTuple
 
@@ -18,9 +19,64 @@ from utils import COPIES, UserError
 
 def make_generator(device, *key):
     """A torch.Generator on `device` seeded by the words of `key` (whole numbers and strings), each combination anew."""
-    words = [zlib.crc32(word.encode()) if isinstance(word, str) else int(word) for word in key]
-    seed = int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+    seed = int(np.random.SeedSequence(words_of(key)).generate_state(1, np.uint64)[0] >> 1)
     return torch.Generator(device).manual_seed(seed)
+
+
+def words_of(key):
+    """Whole numbers and strings as the whole numbers that numpy.random.SeedSequence takes."""
+    return [zlib.crc32(word.encode()) if isinstance(word, str) else int(word) for word in key]
+
+
+class PerRow:
+    """Random numbers for rows, an int64 tensor (n,): those of a row depend on (key, row) alone.
+
+    However many rows are drawn together, and on which device: a batch gets the numbers that its rows get when all are
+    drawn at once. A row's numbers are hashes of a counter (splitmix64), at most 2^20 of them.
+    """
+
+    def __init__(self, rows, *key):
+        self.counter, self.device = rows[:, None] << 20, rows.device
+        self.key = int(np.random.SeedSequence(words_of(key)).generate_state(1, np.uint64)[0] >> 1)
+
+    def bits(self, count):
+        """(n, count) int64, all 64 bits random. Constants above 2^63 are negative here; products wrap around."""
+        x = self.counter + torch.arange(count, device=self.device)
+        self.counter = self.counter + count
+        x.mul_(0x9E3779B97F4A7C15 - (1 << 64)).add_(self.key)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x.bitwise_xor_((x >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(factor - (1 << 64))
+        return x.bitwise_xor_((x >> 31).bitwise_and_((1 << 33) - 1))
+
+    def rand(self, n, *shape):
+        """Uniform over [0, 1): (n, *shape) float32."""
+        return fraction(self.bits(math.prod(shape)) >> 40).view(n, *shape)
+
+    def randn(self, n, *shape):
+        """Normal by Box and Muller, a pair from each hash: (n, *shape) float32."""
+        count = math.prod(shape)
+        bits = self.bits((count + 1) // 2)
+        radius, angle = (1 - fraction(bits >> 40)).log_().mul_(-2).sqrt_(), fraction(bits).mul_(2 * math.pi)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :count].reshape(n, *shape)
+
+
+def fraction(bits):
+    """The lowest 24 bits as a float32 in [0, 1)."""
+    return (bits & 0xFFFFFF).float().mul_(2**-24)
+
+
+def rand(generator, *shape):
+    """Uniform over [0, 1) from a torch.Generator or from PerRow, on its device."""
+    if isinstance(generator, PerRow):
+        return generator.rand(*shape)
+    return torch.rand(*shape, generator=generator, device=generator.device)
+
+
+def randn(generator, *shape):
+    """Normal numbers, likewise."""
+    if isinstance(generator, PerRow):
+        return generator.randn(*shape)
+    return torch.randn(*shape, generator=generator, device=generator.device)
 
 
 def instance_norm(x, eps=1e-5):
@@ -32,26 +88,67 @@ def instance_norm(x, eps=1e-5):
 # ------------------------------------------------------------------- stage (i): physically-informed augmentation
 
 
+JITTER = 0.05  # standard deviation of the jittered copies' noise
+
+
 def copy_count(method):
     """How many copies of each window the augmentation `method` makes, the original included."""
     return 1 if method == "none" else COPIES
 
 
-def augment_copies(x, method, seed):
-    """The training set enlarged by differently mounted copies (paper, step i): x (N, T, C) -> (copies * N, T, C).
+class Copies:
+    """The windows `data` (N, T, C) enlarged by differently mounted copies (paper, step i), made as they are asked for.
 
-    Copy after copy: for channel_aug in the order of itertools.permutations, for the others five altered copies and the
-    original last. What is drawn depends on (seed, method) alone and is drawn on the CPU, so that every stage and every
-    device makes the same copies.
+    Row c * N + i is copy c of window i: for channel_aug in the order of itertools.permutations, for the others five
+    altered copies and the original last. What is drawn depends on (seed, method) alone and is drawn on the CPU, so that
+    every stage and every device makes the same copies. `data` is a tensor, or gives windows as one does (batches.py).
     """
-    if method == "none":
-        return x
-    if method == "channel_aug":
-        orders = [[*order, *(axis + 3 for axis in order)] for order in itertools.permutations(range(3))]
-        return torch.cat([x[:, :, order] for order in orders])
-    alters = {"rotation_random": rotate, "jitter": jitter, "scaling": scale_axes, "permutation": permute_segments}
-    generator = make_generator("cpu", seed, method)
-    return torch.cat([alters[method](x, generator) for _ in range(COPIES - 1)] + [x])
+
+    def __init__(self, data, method, seed):
+        self.data, self.method, self.seed = data, method, seed
+        generator = make_generator("cpu", seed, method)
+        T = data.shape[1]
+        if method == "channel_aug":
+            drawn = [torch.tensor([*order, *(a + 3 for a in order)]) for order in itertools.permutations(range(3))]
+        elif method in ("none", "jitter"):
+            drawn = [torch.zeros(copy_count(method))]
+        else:
+            draw, original = {
+                "rotation_random": (random_rotation, torch.eye(3)),
+                "scaling": (axis_factors, torch.ones(6)),
+                "permutation": (lambda generator: segment_order(T, generator), torch.arange(T)),
+            }[method]
+            drawn = [*(draw(generator) for _ in range(COPIES - 1)), original]
+        self.drawn = torch.stack(drawn).to(data.device)  # (copies, ...)
+
+    def __len__(self):
+        return copy_count(self.method) * len(self.data)
+
+    def __getitem__(self, rows):
+        """The windows (n, T, C) of a slice of rows or of an int64 tensor of them (n,)."""
+        if isinstance(rows, slice):
+            rows = torch.arange(*rows.indices(len(self)))
+        x = self.data[rows % len(self.data)]
+        rows = rows.to(x.device)
+        copy = rows // len(self.data)
+        if self.method == "none":
+            return x
+        if self.method == "jitter":  # Gaussian noise on every sample of all copies but the original
+            noise = randn(PerRow(rows, self.seed, self.method), *x.shape)
+            return x + JITTER * (copy < COPIES - 1)[:, None, None] * noise
+        drawn = self.drawn[copy]  # what the copy of each row is altered by
+        if self.method == "channel_aug":
+            return x.gather(2, drawn[:, None].expand(x.shape))
+        if self.method == "rotation_random":
+            return rotate(x, drawn)
+        if self.method == "scaling":
+            return x * drawn[:, None].to(x.dtype)
+        return x.gather(1, drawn[:, :, None].expand(x.shape))
+
+
+def augment_copies(x, method, seed):
+    """All rows of Copies at once: x (N, T, C) -> (copies * N, T, C)."""
+    return Copies(x, method, seed)[:]
 
 
 def random_rotation(generator):
@@ -66,26 +163,22 @@ def random_rotation(generator):
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def rotate(x, generator):
-    """One random rotation for the whole set, the same for acc and gyro: the device mounted another way."""
-    R = random_rotation(generator).to(x.device)
-    return torch.cat([x[..., :3] @ R.T, x[..., 3:] @ R.T], dim=-1)
+def rotate(x, R):
+    """Windows as a device mounted another way records them: x (n, T, 6), rotations R (n, 3, 3) for acc and gyro alike.
+
+    Written out: a matrix product may round otherwise in another batch.
+    """
+    sensors, R = x.unflatten(2, (2, 3)), R[:, None, None].to(x.dtype)  # (n, T, 2, 3), (n, 1, 1, 3, 3)
+    return sum(sensors[..., axis, None] * R[..., axis] for axis in range(3)).flatten(2)
 
 
-def jitter(x, generator, sigma=0.05):
-    """Gaussian noise of standard deviation sigma on every sample."""
-    return x + sigma * torch.randn(x.shape, generator=generator, device=generator.device).to(x.device)
+def axis_factors(generator, sigma=0.1):
+    """One factor N(1, sigma) per axis, the same for acc and gyro: (6,)."""
+    return (1 + sigma * torch.randn(3, generator=generator)).repeat(2)
 
 
-def scale_axes(x, generator, sigma=0.1):
-    """One factor N(1, sigma) per axis for the whole set, the same for acc and gyro."""
-    factor = 1 + sigma * torch.randn(3, generator=generator, device=generator.device)
-    return x * factor.repeat(2).to(x.device)
-
-
-def permute_segments(x, generator, segments=4, longer_than=10):
-    """Time cut into segments of more than `longer_than` steps, reordered in one way for the whole set."""
-    T = x.shape[-2]
+def segment_order(T, generator, segments=4, longer_than=10):
+    """T time steps cut into segments of more than `longer_than`, in another order: (T,) int64."""
     if T < segments * (longer_than + 1):
         raise UserError(f"-am permutation needs windows of at least {segments * (longer_than + 1)} steps, not {T}")
     while True:
@@ -94,8 +187,7 @@ def permute_segments(x, generator, segments=4, longer_than=10):
         if min(b - a for a, b in itertools.pairwise(edges)) > longer_than:
             break
     pieces = [torch.arange(a, b) for a, b in itertools.pairwise(edges)]
-    order = torch.cat([pieces[i] for i in torch.randperm(segments, generator=generator).tolist()])
-    return x[:, order.to(x.device)]
+    return torch.cat([pieces[i] for i in torch.randperm(segments, generator=generator).tolist()])
 
 
 # ------------------------------------------------------------------------------ the two views (paper, step ii)
@@ -104,7 +196,7 @@ def permute_segments(x, generator, segments=4, longer_than=10):
 def weak_view(x, generator):
     """Scaling: a factor N(2, 1.1) per window and time step, the same for all channels; x (N, T, C)."""
     N, T, _ = x.shape
-    return x * (2 + 1.1 * torch.randn(N, T, 1, generator=generator, device=x.device))
+    return x * (2 + 1.1 * randn(generator, N, T, 1))
 
 
 def shuffled_segments(N, T, generator, most=7):
@@ -114,13 +206,13 @@ def shuffled_segments(N, T, generator, most=7):
     empty segment), the segments shuffled.
     """
     device = generator.device
-    segments = torch.randint(1, most + 1, (N, 1), generator=generator, device=device)
+    segments = (most * rand(generator, N, 1)).long() + 1
     # distinct places: the first most - 1 of a random order of all T - 2
-    places = torch.rand(N, T - 2, generator=generator, device=device).topk(most - 1, dim=1).indices
+    places = rand(generator, N, T - 2).topk(most - 1, dim=1).indices
     unused = torch.arange(most - 1, device=device) >= segments - 1
     cuts = places.masked_fill(unused, T)
     segment = (cuts[:, :, None] <= torch.arange(T, device=device)).sum(1)  # cuts at or before a step: its segment
-    rank = torch.rand(N, most, generator=generator, device=device).gather(1, segment)  # (N, T), one draw per segment
+    rank = rand(generator, N, most).gather(1, segment)  # (N, T), one draw per segment
     return rank.sort(dim=1, stable=True).indices
 
 
@@ -129,15 +221,21 @@ def strong_view(x, generator, sigma=0.01):
     N, T, C = x.shape
     order = shuffled_segments(N, T, generator)
     shuffled = x.gather(1, order[:, :, None].expand(N, T, C))
-    return shuffled + sigma * torch.randn(N, T, C, generator=generator, device=x.device)
+    return shuffled + sigma * randn(generator, N, T, C)
 
 
 def two_views(x, generator):
-    """The weak and the strong view of every window, instance-normalised: x (N, T, C) -> (2, N, T, C)."""
+    """The weak and the strong view of every window, instance-normalised: x (N, T, C) -> (2, N, T, C).
+
+    With PerRow for a generator a window's views don't depend on which others are in x.
+    """
     return instance_norm(torch.stack([weak_view(x, generator), strong_view(x, generator)]))
 
 
 # ------------------------------------------------------------------------------------------------ span masking
+
+
+MASKED_AT_ONCE = 1 << 17  # windows
 
 
 class Masks(NamedTuple):
@@ -165,6 +263,9 @@ def span_positions(count, T, M, max_gram, generator):
     Windows go through these rounds side by side; now and then those that are done drop out (one that waits for it draws
     spans of length 0). Looking which are done makes the host wait for a GPU, so there it is done seldom.
     """
+    if count > MASKED_AT_ONCE:  # what is made on the way is many times larger than the result
+        parts = torch.arange(count).split(MASKED_AT_ONCE)
+        return torch.cat([span_positions(len(part), T, M, max_gram, generator) for part in parts])
     device = generator.device
     rounds = 24 if device.type == "cuda" else 4
     weights = 0.8 ** torch.arange(max_gram, dtype=torch.float64)

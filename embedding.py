@@ -24,7 +24,8 @@ import torch  # noqa: E402
 
 import artefacts  # noqa: E402
 import utils  # noqa: E402
-from augment import augment_copies, copy_count  # noqa: E402
+from augment import Copies, copy_count  # noqa: E402
+from batches import FromFile  # noqa: E402
 from models import DEAD_MASKED, MaskedModel, encode  # noqa: E402
 
 
@@ -51,7 +52,7 @@ def main(args):
     recorded_seed = pretrained.get("train", {}).get("seed")
     seed = utils.agreed("--seed", args.seed, recorded_seed, checkpoint, cfg["seed"])
 
-    windows = augment_copies(torch.tensor(np.asarray(data, dtype=np.float32)), method, seed)
+    windows = Copies(FromFile(data, torch.device("cpu")), method, seed)  # made piece by piece
     embed_path, label_path = utils.embedding_paths(args)
     copies = copy_count(method)
     shape = (len(windows), model_cfg["seq_len"], model_cfg["hidden"])
@@ -67,7 +68,9 @@ def main(args):
     with artefacts.npy_writer(embed_path, shape, record=record) as write:
         for h in encode(model.to(device), windows):
             write(h.numpy())
-    artefacts.save_npy(label_path, np.tile(labels, (copies, 1, 1)), record)
+    with artefacts.npy_writer(label_path, (len(windows), *labels.shape[1:]), labels.dtype, record) as write:
+        for start in range(0, len(windows), 4096):
+            write(labels[np.arange(start, min(start + 4096, len(windows))) % len(labels)])
     print(f"{shape[0]} representations ({method}: {copies} x {len(data)} windows) of shape {shape[1:]} in {embed_path}")
     return {"embed": embed_path, "label": label_path, "shape": shape}
 

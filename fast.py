@@ -160,7 +160,7 @@ def in_bfloat16(*modules):
     return copies
 
 
-def losses(model, head, views, masks, keep, both, dtype=torch.float32):
+def losses(model, head, views, masks, keep, both, gather=lambda classes: classes, dtype=torch.float32):
     """models.losses by the shortcuts: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`.
 
     With dtype bfloat16 the encoder and the class token's layer compute in it (their sums stay float32 inside the
@@ -186,7 +186,7 @@ def losses(model, head, views, masks, keep, both, dtype=torch.float32):
     if not both:
         return masked, torch.zeros_like(masked)
     # both views together so far; from BatchNorm on, whose statistics are those of one view, each on its own
-    z1, z2 = (project(view) for view in torch.cat(classes).to(x.dtype).chunk(2))
+    z1, z2 = map(project, gather(torch.cat(classes).to(x.dtype).unflatten(0, (2, -1))))
     return masked, nt_xent(z1, z2)
 
 
@@ -196,10 +196,16 @@ def aside(device):
     if device.type != "cuda":
         yield
         return
-    stream = torch.cuda.Stream(device, priority=-1)
+    stream = side_stream(device)
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream(device).wait_stream(stream)
+
+
+@functools.cache
+def side_stream(device):
+    """One stream for all that runs aside: memory freed there is only used there again."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 class Captured:
@@ -235,7 +241,7 @@ class Captured:
                 if id(tensor) not in known:
                     tensor.zero_()  # the optimiser's moments and step counts, made by the first run
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's own thread goes on as it likes
             self.fn(key)
         return graph
 

@@ -286,15 +286,20 @@ def nt_xent(z1, z2, temperature=0.2):
     return F.cross_entropy(similarity, partner)
 
 
-def losses(model, head, views, masks, keep, both):
-    """The two losses of a batch, plainly: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`."""
+def losses(model, head, views, masks, keep, both, gather=lambda classes: classes):
+    """The two losses of a batch, plainly: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`.
+
+    `gather` turns the class tokens (2, B, P) of this process's windows into those of the whole batch (parallel.py).
+    """
     x = views.flatten(0, 1)  # (2B, T, C): the mean over both views is the mean of the views' losses
     masked, h = model(hide(x, masks), masks.positions, x)
     if not both:
         return masked, torch.zeros_like(masked)
     B = len(h) // 2
-    z1 = head(h[:B], {name: part[:B] for name, part in keep.items()} if keep else None)
-    z2 = head(h[B:], {name: part[B:] for name, part in keep.items()} if keep else None)
+    halves = (slice(B), slice(B, None))  # the weak views, the strong ones
+    keeps = [{name: part[half] for name, part in keep.items()} if keep else None for half in halves]
+    classes = torch.stack([head.class_output(h[half], part) for half, part in zip(halves, keeps, strict=True)])
+    z1, z2 = map(head.projection_head, gather(classes))  # each on its own: BatchNorm's statistics are the view's
     return masked, nt_xent(z1, z2)
 
 

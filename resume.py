@@ -7,6 +7,8 @@ resumed run gives the same bits as an undisturbed one (on the CPU; on CUDA to ro
 import contextlib
 import io
 import json
+import signal
+import threading
 import time
 from pathlib import Path
 
@@ -30,19 +32,33 @@ def copied(value):
     return value
 
 
+@contextlib.contextmanager
+def undisturbed():
+    """Ignore SIGTERM meanwhile: torchrun sends it to the processes that are left as soon as one has died."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Resume:
     """The state file of one run. `config` is all that the result depends on; another one's state is refused.
 
-    Raises UserError at once if the file's folder cannot be written to: the artefacts go there too.
+    Of several processes that train together (parallel.py) one `writes`. Raises UserError at once if the file's folder
+    cannot be written to: the artefacts go there too.
     """
 
-    def __init__(self, path, config, restart=False):
-        self.path = Path(path)
+    def __init__(self, path, config, restart=False, writes=True):
+        self.path, self.writes = Path(path), writes
         self.config = json.loads(json.dumps(config | {"torch": torch.__version__}))
         self.kept = None
         self.last_copy = self.last_write = time.monotonic()
         check_writable(self.path)
-        if restart:
+        if restart and writes:
             self.path.unlink(missing_ok=True)
 
     def load(self):
@@ -64,6 +80,8 @@ class Resume:
 
     def after_epoch(self, make_state):
         """Call between epochs: copies the state that make_state() gives now and then, writes it now and then."""
+        if not self.writes:
+            return
         now = time.monotonic()
         if self.kept is None or now - self.last_copy >= COPY_SECONDS:
             self.kept, self.last_copy = copied(make_state()), now
@@ -85,10 +103,12 @@ class Resume:
             yield
         except BaseException:
             if self.kept is not None:
-                self.write()
+                with undisturbed():
+                    self.write()
                 print(f"\nstate kept in {self.path}; the same command continues from there", flush=True)
             raise
 
     def finished(self):
         """The run is complete and its artefacts are written: the state is of no more use."""
-        self.path.unlink(missing_ok=True)
+        if self.writes:
+            self.path.unlink(missing_ok=True)

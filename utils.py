@@ -67,16 +67,24 @@ def run(main, args):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (UserError, OSError) as error:  # OSError: a file that no check foresaw; it names the file
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        who = f" in process {process_number()}" if process_number() else ""
+        print(f"error{who}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if not process_number():
+            print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def warn(message):
-    """One `warning:` line on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
+    """One `warning:` line on stderr, from the first process of a torchrun command alone."""
+    if not process_number():
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def process_number():
+    """Which of the processes that torchrun started this is, from 0; 0 without it."""
+    return int(os.environ.get("RANK", 0))
 
 
 def a_number(kind, test, wanted):
@@ -424,8 +432,8 @@ def load_windows(dataset, version):
         piece = data[start : start + 4096]
         if not (piece.max() <= most and piece.min() >= -most):  # NaN is neither
             raise UserError(f"{paths[0]} holds NaN, infinity or numbers beyond float32; {hint}")
-    if not np.isfinite(labels).all():
-        raise UserError(f"{paths[1]} holds NaN or infinity; {hint}")
+        if not np.isfinite(labels[start : start + 4096]).all():
+            raise UserError(f"{paths[1]} holds NaN or infinity; {hint}")
     return data, labels, config
 
 

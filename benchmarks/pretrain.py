@@ -103,6 +103,7 @@ def make_step(device, step_losses, both, windows, graph):
     import pretrain
     import utils
     from augment import make_generator, two_views
+    from batches import InMemory, draw_epoch
     from models import Contrastive, MaskedModel
 
     mask_cfg = utils.read_config("config/mask.json", utils.MASK_KEYS)
@@ -111,9 +112,9 @@ def make_step(device, step_losses, both, windows, graph):
     model, head = MaskedModel(model_cfg).to(device).train(), Contrastive(model_cfg["hidden"]).to(device).train()
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True, capturable=device.type == "cuda")
-    views = two_views(windows, make_generator(device, 0))
+    views = InMemory(two_views(windows, make_generator(device, 0)))
     B = min(512, len(windows))
-    draw = pretrain.draw_epoch(len(windows), B, 1, windows.shape[1:], mask_cfg, head, make_generator(device, 1))
+    draw = next(draw_epoch(len(windows), B, 1, windows.shape[1:], mask_cfg, head, make_generator(device, 1)))
     index, total = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(2, device=device)
     weights = {"lambda1": 6, "lambda2": 1}
 

@@ -12,19 +12,20 @@ import torch
 from scipy import stats
 
 from augment import (
+    Copies,
     Masks,
+    PerRow,
     augment_copies,
+    axis_factors,
     copy_count,
     draw_masks,
     hide,
     instance_norm,
-    jitter,
     make_generator,
     masked_steps,
-    permute_segments,
     random_rotation,
     rotate,
-    scale_axes,
+    segment_order,
     shuffled_segments,
     span_positions,
     strong_view,
@@ -148,7 +149,8 @@ def test_rotations_are_uniform_over_the_rotation_group():
 
 def test_rotating_keeps_lengths():
     x = windows()
-    turned = rotate(x, generator())
+    g = generator()
+    turned = rotate(x, torch.stack([random_rotation(g) for _ in x]))
     assert torch.allclose(turned[..., :3].norm(dim=-1), x[..., :3].norm(dim=-1), atol=1e-4)
     assert torch.allclose(turned[..., 3:].norm(dim=-1), x[..., 3:].norm(dim=-1), atol=1e-4)
 
@@ -159,7 +161,6 @@ def test_jitter_is_gaussian_noise_of_sigma_0_05_on_every_sample():
     assert stats.kstest(noise.flatten()[::7] / 0.05, "norm").pvalue > LIKELY
     assert abs(float(noise.std()) - 0.05) < 2e-4
     assert float(np.corrcoef(noise[0].flatten(), noise[1].flatten())[0, 1]) < 0.02  # another noise in each copy
-    assert torch.equal(jitter(x, generator(1)), jitter(x, generator(1)))
 
 
 def test_scaling_draws_one_factor_per_axis_and_copy_for_both_sensors():
@@ -173,7 +174,7 @@ def test_scaling_draws_one_factor_per_axis_and_copy_for_both_sensors():
 
 def test_scaling_factors_are_normal_with_mean_1_and_spread_0_1():
     g = generator()
-    factors = torch.cat([scale_axes(torch.ones(1, 1, C), g)[0, 0, :3] for _ in range(2000)]).double()
+    factors = torch.cat([axis_factors(g)[:3] for _ in range(2000)]).double()
     assert stats.kstest((factors - 1) / 0.1, "norm").pvalue > LIKELY
 
 
@@ -185,8 +186,8 @@ def segments_of(order):
 
 def test_permutation_reorders_segments_of_more_than_ten_steps_alike_for_all_windows():
     time = torch.arange(T, dtype=torch.float32)[None, :, None].expand(3, T, C)
-    for seed in range(40):
-        moved = permute_segments(time, generator(seed))
+    for seed in range(10):
+        moved = augment_copies(time, "permutation", seed).view(6, 3, T, C)[seed % 5]
         assert torch.equal(moved, moved[:1, :, :1].expand_as(moved))
         order = moved[0, :, 0].int().numpy()
         assert sorted(order) == list(range(T))
@@ -195,7 +196,7 @@ def test_permutation_reorders_segments_of_more_than_ten_steps_alike_for_all_wind
 
 
 def test_permutation_cuts_four_segments():
-    orders = [permute_segments(torch.arange(T).view(1, T, 1), generator(seed))[0, :, 0] for seed in range(600)]
+    orders = [segment_order(T, generator(seed)) for seed in range(600)]
     counts = np.bincount([len(segments_of(order)) for order in orders], minlength=5)
     assert counts[0] == 0
     assert stats.chisquare(counts[1:], 600 * pieces_of_random_order(4)[1:]).pvalue > LIKELY
@@ -209,8 +210,44 @@ def pieces_of_random_order(segments):
 
 def test_permutation_refuses_windows_too_short_for_its_segments():
     with pytest.raises(UserError, match="44 steps"):
-        permute_segments(windows(2, steps=43), generator())
-    assert permute_segments(windows(2, steps=44), generator()).shape == (2, 44, C)
+        segment_order(43, generator())
+    assert segment_order(44, generator()).shape == (44,)
+
+
+# --------------------------------------------------------------------------------- whatever is drawn together
+
+
+@pytest.mark.parametrize("method", AUGMENTATIONS)
+@pytest.mark.parametrize("count", [1, 2, 7, 33, 64])
+def test_a_row_has_the_same_copy_and_views_bit_for_bit_in_every_batch(method, count):
+    copies = Copies(windows(50), method, 3)
+    everything = copies[:]
+    views = two_views(everything, PerRow(torch.arange(len(copies)), 3, "views"))
+    rows = torch.randperm(len(copies), generator=generator())[:count]
+    batch = copies[rows]
+    assert torch.equal(batch, everything[rows])
+    assert torch.equal(two_views(batch, PerRow(rows, 3, "views")), views[:, rows])
+
+
+def test_numbers_per_row_are_uniform_normal_and_independent():
+    source = PerRow(torch.arange(5000), 1, "x")
+    uniform, normal = source.rand(5000, 11).double(), source.randn(5000, 3, 5).double()
+    assert normal.shape == (5000, 3, 5)
+    assert 0 <= uniform.min() and uniform.max() < 1
+    assert stats.kstest(uniform.flatten(), "uniform").pvalue > LIKELY
+    assert stats.kstest(normal.flatten(), "norm").pvalue > LIKELY
+    together = torch.cat([uniform, normal.flatten(1)], dim=1)
+    for a, b in ((together, together), (together[1:], together[:-1])):  # within a row, and with its neighbour's
+        correlation = np.corrcoef(a.T, b.T)[:26, 26:]
+        assert np.abs(correlation - (np.eye(26) if a is b else 0)).max() < 0.07
+
+
+def test_numbers_per_row_differ_between_keys_rows_and_calls():
+    rows = torch.tensor([0, 1, 2**40])
+    drawn = [x for key in ((1, "a"), (1, "b"), (2, "a"), (1, "a", 1)) for x in PerRow(rows, *key).rand(3, 4)]
+    source = PerRow(rows, 9)
+    drawn += [*source.rand(3, 4), *source.rand(3, 4)]
+    assert len({tuple(x.tolist()) for x in drawn}) == len(drawn)
 
 
 # --------------------------------------------------------------------------------- the two views

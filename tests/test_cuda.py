@@ -1,14 +1,19 @@
 """What only a GPU can show: the same losses there, recorded steps equal to plain ones, resume, determinism."""
 
 import functools
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
+from conftest import ROOT, make_windows
 
 import fast
 import pretrain
 import utils
 from augment import draw_masks, instance_norm, make_generator
+from batches import InMemory, draw_epoch, open_views
 from models import Contrastive, MaskedModel, draw_keep, losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
@@ -59,8 +64,8 @@ def test_a_recorded_step_does_what_the_step_does(both):
         torch.manual_seed(0)
         model, head = MaskedModel(ENCODER).cuda().train(), Contrastive(72).cuda().train()
         optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], fused=True, capturable=True)
-        views = torch.randn(2, 64, 120, 6, device="cuda", generator=make_generator("cuda", 1))
-        draw = pretrain.draw_epoch(64, 32, 2, (120, 6), MASK, head, make_generator("cuda", 2))
+        views = InMemory(torch.randn(2, 64, 120, 6, device="cuda", generator=make_generator("cuda", 1)))
+        draw = next(draw_epoch(64, 32, 2, (120, 6), MASK, head, make_generator("cuda", 2)))
         index, total = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.zeros(2, device="cuda")
 
         def step(both):
@@ -120,3 +125,55 @@ def test_a_gpu_is_used_without_a_flag_and_one_that_is_not_there_is_refused():
     assert utils.pick_device(None).type == "cuda"
     with pytest.raises(utils.UserError, match="no such GPU; GPUs here: 0"):
         utils.pick_device(99)
+
+
+# ------------------------------------------------------------------------------------------ streaming and torchrun
+
+
+@pytest.mark.parametrize("method", ["channel_aug", "rotation_random", "jitter", "permutation"])
+def test_streamed_views_are_those_in_memory_and_those_of_the_cpu(method):
+    """No step waits for another here: every batch must be there when it is read, and stay until it was."""
+    data = make_windows(300)[0]
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    parts, places = [np.arange(1800)], ((gpu, 0), (gpu, 1), (cpu, 1))  # where, and how many GB may live there
+    (streamed,), (whole,), (plain,) = (open_views(data, parts, method, 1, *place) for place in places)
+    torch.testing.assert_close(whole.views.cpu(), plain.views, rtol=1e-3, atol=1e-4)
+    order = torch.randperm(1800, device=gpu).view(-1, 50).repeat(5, 1)
+    busy, seen = torch.randn(2048, 2048, device=gpu), []
+    for step in streamed.batches(order):
+        busy = (busy @ busy).clamp(-1, 1)
+        seen.append(streamed.batch(order[step]).clone())
+    torch.testing.assert_close(torch.stack(seen), torch.stack([whole.batch(rows) for rows in order]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("views", ["once", "epoch"])
+def test_streamed_training_on_the_gpu_learns_the_same(project, monkeypatch, views):
+    monkeypatch.setattr("batches.SECTION", 128)  # two steps of 2 x 32 visits
+    project.config("pretrain", views=views)
+    in_memory = run_on_gpu("--precision", "fp32")
+    streamed = run_on_gpu("--precision", "fp32", "--memory_gb", "0")
+    for ours, other in zip(streamed["history"], in_memory["history"], strict=True):
+        assert ours["val_loss"] == pytest.approx(other["val_loss"], rel=1e-2)
+    assert streamed["history"][0]["val_loss"] == pytest.approx(in_memory["history"][0]["val_loss"], rel=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs here")
+@pytest.mark.parametrize("record", [False, True])
+def test_two_gpus_learn_what_one_learns(project, record):
+    one = run_on_gpu("--precision", "fp32", "-s", "one")
+    script = project.folder / "script.py"
+    script.write_text(f"""
+import runpy, sys
+sys.path.insert(0, {str(ROOT)!r})
+import parallel
+parallel.RECORD = {record}
+runpy.run_path({str(ROOT / "pretrain.py")!r}, run_name="__main__")
+""")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    flags = ["-d", "a", "--precision", "fp32", "-s", "two", "--quiet"]
+    done = subprocess.run([*launcher, script, *flags], cwd=project.folder, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("lowest validation loss") == 1
+    losses = (project.folder / "saved/pretrain_base_a_20_120/two_losses_6_1.csv").read_text().splitlines()[1:]
+    for row, line in zip(one["history"], losses, strict=True):
+        assert float(line.split(",")[-1]) == pytest.approx(row["val_loss"], rel=1e-2)

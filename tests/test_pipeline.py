@@ -11,12 +11,14 @@ from conftest import ACTIVITIES, CLASSIFIER, ENCODER, Project, make_windows
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
 import artefacts
+import batches
 import classifier
 import cross_dataset_test
 import embedding
 import pretrain
 import utils
-from augment import augment_copies, draw_masks, instance_norm, make_generator, two_views
+from augment import Copies, PerRow, augment_copies, draw_masks, instance_norm, make_generator, two_views
+from batches import InMemory
 from models import Classifier, Contrastive, MaskedModel, losses
 from utils import UserError
 
@@ -350,9 +352,8 @@ def test_the_saved_weights_are_those_of_the_best_epoch(project):
     for path, module in zip(result["paths"], (model, head), strict=True):
         module.load_state_dict(state_of(path))
     data = torch.from_numpy(make_windows(32, seed=1)[0])
-    rows = utils.split_windows(32, 6, cfg["seed"], "window")[1]
-    views = two_views(augment_copies(data, "channel_aug", cfg["seed"])[rows],
-                      make_generator("cpu", cfg["seed"], "validation views"))  # fmt: skip
+    rows = torch.from_numpy(utils.split_windows(32, 6, cfg["seed"], "window")[1])
+    views = two_views(augment_copies(data, "channel_aug", cfg["seed"])[rows], PerRow(rows, cfg["seed"], "views"))
     masks = draw_masks(2 * len(rows), 120, 6, mask, make_generator("cpu", cfg["seed"], "validation masks"))
     with torch.no_grad():
         masked, contrastive = losses(model, head, views, masks, None, True)
@@ -378,7 +379,7 @@ def test_validation_repeats_its_masks_while_training_draws_new_ones(project):
 def test_validation_covers_every_window_whatever_the_batch_size(project):
     torch.manual_seed(0)
     model, head = MaskedModel(ENCODER).eval(), Contrastive(8).eval()
-    views = instance_norm(torch.randn(2, 7, 120, 6))
+    views = InMemory(instance_norm(torch.randn(2, 7, 120, 6)))
     masks = draw_masks(14, 120, 6, read_json("config/mask.json"), make_generator("cpu", 1))
     sizes = []
 
@@ -396,7 +397,7 @@ def test_validation_covers_every_window_whatever_the_batch_size(project):
 @pytest.mark.parametrize("views, drawn", [("once", 2), ("epoch", 2 + 3)])
 def test_views_are_drawn_once_or_anew_each_epoch(project, monkeypatch, views, drawn):
     calls = []
-    monkeypatch.setattr(pretrain, "two_views", lambda *args: calls.append(1) or two_views(*args))
+    monkeypatch.setattr(batches, "two_views", lambda *args: calls.append(1) or two_views(*args))
     project.config("pretrain", views=views)
     project.run("pretrain", "-d", "a")
     assert len(calls) == drawn
@@ -479,12 +480,12 @@ def test_the_copies_of_stage_2a_are_those_of_stage_1(project, monkeypatch):
     """The seed of the copies is the checkpoint's, whatever the config says by then."""
     seeds = []
 
-    def noted(x, method, seed):
+    def noted(data, method, seed):
         seeds.append(seed)
-        return augment_copies(x, method, seed)
+        return Copies(data, method, seed)
 
-    for script in (pretrain, embedding):
-        monkeypatch.setattr(script, "augment_copies", noted)
+    for module in (batches, embedding):
+        monkeypatch.setattr(module, "Copies", noted)
     project.run("pretrain", "-d", "a", "-am", "jitter", "--seed", 11)
     project.run("embedding", "-d", "a")
     assert seeds == [11, 11]

@@ -107,7 +107,7 @@ def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(trained, monk
 def test_the_best_epoch_may_lie_before_the_interruption(trained, monkeypatch):
     """With so high a learning rate the loss soon rises: the weights to save are in the state, not in the networks."""
     monkeypatch.setattr(resume, "COPY_SECONDS", 0)
-    trained.config("pretrain", lr=0.2, n_epochs=4, n_epochs_cl=4), trained.config("train", lr=0.2)
+    trained.config("pretrain", lr=0.4, n_epochs=4, n_epochs_cl=4), trained.config("train", lr=0.2)
     for call, module, name in ((PRETRAIN_A, pretrain, "validate"), (CLASSIFY_A, classifier, "train_epoch")):
         best = trained.run(*call)["best_epoch"]
         assert best < 4

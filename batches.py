@@ -1,0 +1,226 @@
+"""What a training step reads: the windows' views, and everything random of an epoch, both drawn ahead of the steps.
+
+Axes as in augment.py; n training rows (windows with their copies), B of them in a step, 2B visits (both views).
+"""
+
+import contextlib
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+import fast
+from augment import Copies, Masks, PerRow, draw_masks, two_views
+from models import draw_keep
+
+SECTION = 1 << 17  # visits drawn at once: all of an epoch up to 65 000 rows, and some 150 MB however many there are
+
+
+class Draw(NamedTuple):
+    """Everything random of some steps, one row a step."""
+
+    order: torch.Tensor  # (steps, B) int64: the rows of a step
+    masks: Masks  # of its 2B visits, first the weak views, then the strong ones
+    keep: dict  # the class token's dropout factors at those visits
+
+    def step(self, index):
+        """What step `index`, a (1,) tensor on the device, uses: no number goes to the host and back."""
+        order, masks, keep = self
+        at = lambda part: part.index_select(0, index)[0] if part.numel() else part  # noqa: E731
+        return at(order), Masks(*map(at, masks)), {name: at(part) for name, part in keep.items()}
+
+
+def section_steps(B):
+    """How many steps of B rows are drawn at once."""
+    return max(1, SECTION // (2 * B))
+
+
+def draw_epoch(n, B, steps, shape, mask_cfg, head, generator, mine=slice(None)):
+    """An epoch's randomness, section after section: n rows of `shape` (T, C), `steps` batches of B. Yields Draws.
+
+    Each section is drawn in one batched call. `mine` is the part of each batch that this process trains on.
+    """
+    order = torch.randperm(n, generator=generator, device=generator.device)[: steps * B].view(steps, B)
+    for part in order.split(section_steps(B)):
+        visits = 2 * B * len(part)
+        masks = draw_masks(visits, *shape, mask_cfg, generator)
+        keep = draw_keep(visits, head.seq_transformer.c_token.shape[-1], head.P_FF, generator)
+        pick = lambda x: x.unflatten(0, (-1, 2, B))[:, :, mine].flatten(1, 2) if x.numel() else x  # noqa: E731
+        yield Draw(part[:, mine], Masks(*map(pick, masks)), {name: pick(x) for name, x in keep.items()})
+
+
+def copy_into(static, new):
+    """Copy a Draw's tensors into another's, which stay where they are: a recorded step reads them there."""
+    pairs = [(static.order, new.order), *zip(static.masks, new.masks, strict=True)]
+    for old, fresh in pairs + [(static.keep[name], new.keep[name]) for name in new.keep]:
+        put(fresh, old[: len(fresh)])
+
+
+def put(fresh, static):
+    """Copy a tensor to where a step reads it. It may be made on a stream aside: its memory is free after the copy."""
+    static.copy_(fresh)
+    if fresh.is_cuda:
+        fresh.record_stream(torch.cuda.current_stream())
+
+
+# ------------------------------------------------------------------------------------------ where the views live
+
+
+class FromFile:
+    """Windows of a memory-mapped array (N, T, C), brought to the device as float32 when they are asked for.
+
+    On the way to a GPU they wait in two pinned buffers in turn, so that one is filled while the other is on its way.
+    """
+
+    def __init__(self, data, device):
+        self.data, self.device, self.shape = data, device, data.shape
+        self.buffers, self.turn = [], 0
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        """The windows of `index`, an int64 tensor (n,) on the CPU: (n, T, C) on the device."""
+        if self.device.type != "cuda":
+            return self.read(index, torch.empty(len(index), *self.shape[1:]))
+        if not self.buffers or len(self.buffers[0][0]) < len(index):
+            empty = torch.empty(len(index), *self.shape[1:])
+            self.buffers = [(empty.pin_memory(), torch.cuda.Event()) for _ in range(2)]
+        self.turn = 1 - self.turn
+        buffer, copied = self.buffers[self.turn]
+        copied.synchronize()  # what this buffer held last has reached the GPU
+        x = self.read(index, buffer[: len(index)]).to(self.device, non_blocking=True)
+        copied.record()
+        return x
+
+    def read(self, index, windows):
+        """Fill `windows` (n, T, C), forwards through the file."""
+        order = index.argsort()
+        windows.numpy()[order.numpy()] = self.data[index[order].numpy()]
+        return windows
+
+
+class Source:
+    """Makes the views of `rows` (n,) of `copies`: functions of (seed, row) alone, and of the epoch after renew()."""
+
+    def __init__(self, copies, rows, seed):
+        self.copies, self.rows, self.key = copies, rows, (seed, "views")
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __call__(self, index):
+        """The views (2, m, T, C) of some of the rows, `index` a slice or an int64 tensor on the rows' device."""
+        rows = self.rows[index]
+        x = self.copies[rows]
+        return two_views(x, PerRow(rows.to(x.device), *self.key))
+
+
+class InMemory:
+    """The views (2, n, T, C) of all rows, on the device."""
+
+    def __init__(self, views, source=None):
+        self.views, self.source = views, source
+
+    @classmethod
+    def made_by(cls, source, shape, device):
+        self = cls(torch.empty(2, len(source), *shape, device=device), source)
+        self.fill()
+        return self
+
+    def fill(self):
+        piece = 512 if self.views.device.type == "cpu" else 16384  # what a CPU's cache holds, what fills a GPU
+        for start in range(0, len(self), piece):
+            self.views[:, start : start + piece] = self.source(slice(start, start + piece))
+
+    def renew(self, seed, epoch):
+        """Draw the views of an epoch anew, into the same place."""
+        self.source.key = (seed, "views", epoch)
+        self.fill()
+
+    def __len__(self):
+        return self.views.shape[1]
+
+    def batches(self, order):
+        """Yields once for each of the steps that `order` (steps, B) lists, when its views are there for batch()."""
+        return range(len(order))
+
+    def batch(self, order):
+        """The views of a step's rows, order (B,) on the device: (2, B, T, C)."""
+        return self.views.index_select(1, order)
+
+    def between(self, start, stop):
+        """The views of the rows from start to stop: (2, stop - start, T, C)."""
+        return self.views[:, start:stop]
+
+
+class Streamed:
+    """The same for data that don't fit: views are made batch by batch, on a GPU while the step before is running.
+
+    The numbers are those of InMemory, which makes them by the same calls.
+    """
+
+    def __init__(self, source, device):
+        self.source, self.device, self.ready = source, device, None
+
+    def renew(self, seed, epoch):
+        self.source.key = (seed, "views", epoch)
+
+    def __len__(self):
+        return len(self.source)
+
+    def batches(self, order):
+        order = order.cpu()
+        upcoming = self.source(order[0])
+        if self.ready is None:
+            self.ready = torch.empty_like(upcoming)  # it stays in place: a recorded step reads it
+        for step in range(len(order)):
+            put(upcoming, self.ready)
+            yield step
+            if step + 1 < len(order):
+                with fast.aside(self.device):
+                    upcoming = self.source(order[step + 1])
+
+    def batch(self, order):
+        return self.ready
+
+    def between(self, start, stop):
+        return self.source(slice(start, stop))
+
+
+def open_views(data, parts, method, seed, device, memory_gb=None):
+    """The views of some parts of the rows (arrays of row numbers), all in memory if they fit, else streamed.
+
+    Returns one InMemory or Streamed a part. data (N, T, C) is an array or a memory map; the limit is memory_gb (10^9
+    bytes) or what most of the device's free memory is.
+    """
+    N, *shape = data.shape
+    needed = 4 * math.prod(shape) * (N + 2 * sum(map(len, parts)))
+    limit = free_memory(device) if memory_gb is None else 1e9 * memory_gb
+    if needed <= limit:
+        copies = Copies(torch.tensor(np.asarray(data, dtype=np.float32), device=device), method, seed)
+        sources = [Source(copies, torch.as_tensor(part, device=device), seed) for part in parts]
+        return [InMemory.made_by(source, shape, device) for source in sources]
+    print(f"all views would take {needed / 1e9:.3g} GB of the {limit / 1e9:.3g} GB there are for them: they are "
+          "made batch by batch from the data file")  # fmt: skip
+    copies = Copies(FromFile(data, device), method, seed)
+    return [Streamed(Source(copies, torch.as_tensor(part), seed), device) for part in parts]
+
+
+def free_memory(device):
+    """Bytes that the views may take: three quarters of a GPU's free memory, half of what the system has available.
+
+    The other processes of a torchrun run on the same machine's CPUs have their share.
+    """
+    if device.type == "cuda":
+        return 0.75 * torch.cuda.mem_get_info(device)[0]
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, StopIteration):
+        with open("/proc/meminfo") as lines:
+            available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    with contextlib.suppress(OSError, ValueError):  # of a container
+        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
+            available = min(available, int(most.read()) - int(used.read()))
+    return 0.5 * available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -1,0 +1,173 @@
+"""torchrun: two processes train what one trains, one of them speaks and writes, and none outlives another."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+import parallel
+import pretrain
+import utils
+from utils import UserError
+
+STEM = "saved/pretrain_base_a_20_120"
+# pretrain.py, whose second process is killed in its third epoch if KILL is set
+SCRIPT = f"""
+import os, runpy, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import resume
+resume.COPY_SECONDS = 0
+original, epochs = resume.Resume.after_epoch, []
+def after_epoch(self, make_state):
+    original(self, make_state)
+    epochs.append(1)
+    if len(epochs) == 3 and os.environ["RANK"] == "1" and os.environ.get("KILL"):
+        os.kill(os.getpid(), signal.SIGKILL)
+resume.Resume.after_epoch = after_epoch
+runpy.run_path({str(ROOT / "pretrain.py")!r}, run_name="__main__")
+"""
+
+
+def torchrun(project, *flags, processes=2, **environment):
+    """(exit status, stdout, stderr) of pretrain.py as torchrun runs it on CPUs."""
+    script = project.folder / "script.py"
+    script.write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [sys.executable, *launcher, script, "-d", "a", "-g", "cpu", *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(list(map(str, command)), cwd=project.folder, text=True, capture_output=True, timeout=120,
+                          env=environment)  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_two_processes_give_what_one_gives_even_after_one_was_killed(project, capsys):
+    """The losses to 1e-3, the weights to 1e-4, in both halves; what is continued is streamed besides.
+
+    One bias stands before BatchNorm: its exact gradient is 0, and Adam blows up what rounding leaves of it.
+    """
+    project.dataset("a", 64, seed=1)
+    one = project.run("pretrain", "-d", "a", "-s", "one")
+    told = capsys.readouterr().out
+    status, out, err = torchrun(project, "-s", "two", KILL="1")
+    assert status != 0 and err.count("Traceback") == 1, "torchrun's own report, none of ours"
+    assert "error: another process of this torchrun command has ended; the same command continues the run\n" in err
+    assert f"state kept in {STEM}/two_state_6_1.pt; the same command continues from there" in out
+    assert sorted(path.name for path in (project.folder / STEM).glob("*two*")) == ["two_state_6_1.pt"]
+
+    status, out, err = torchrun(project, "-s", "two", "--memory_gb", 0, "--quiet")
+    assert status == 0, err
+    lines = out.splitlines()
+    assert f"continuing from {STEM}/two_state_6_1.pt: 3 of 4 epochs are done" in out
+    assert [line for line in lines if line.startswith("a: ")] == [told.splitlines()[0]], "one process speaks"
+    assert sum("lowest validation loss" in line for line in lines) == 1
+    assert err.count("epoch/s") == 0
+
+    names = {path.name.replace("one", "two") for path in (project.folder / STEM).glob("*one*")}
+    assert {path.name for path in (project.folder / STEM).glob("*two*")} == names
+    history = (project.folder / STEM / "two_losses_6_1.csv").read_text().splitlines()[1:]
+    for row, line in zip(one["history"], history, strict=True):
+        assert list(row.values()) == pytest.approx(list(map(float, line.split(","))), rel=1e-3)
+    for part in ("masked", "TC"):
+        found, wanted = (
+            torch.load(project.folder / STEM / f"{stem}_{part}_6_1.pt", weights_only=True) for stem in ("two", "one")
+        )
+        for name in wanted:  # the running variance too: that of the whole batch's view, not of a process's share
+            if name not in ("projection_head.0.bias", "projection_head.1.running_mean"):
+                torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+def test_mistakes_name_the_process_and_warnings_come_from_the_first(monkeypatch, capsys):
+    def main(_):
+        utils.warn("odd")
+        raise UserError("no such\nthing")
+
+    for rank, wanted in (("0", "warning: odd\nerror: no such thing\n"), ("3", "error in process 3: no such thing\n")):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(SystemExit, match="2"):
+            utils.run(main, None)
+        assert capsys.readouterr().err == wanted
+
+
+# ------------------------------------------------------------------------------------------ without processes
+
+
+def test_without_torchrun_there_is_one_process(project):
+    alone = parallel.Processes("cpu")
+    assert (alone.rank, alone.size, alone.first, alone.device.type) == (0, 1, True, "cpu")
+    assert alone.share(7) == slice(0, 7)
+    x = torch.randn(2, 3, 4)
+    assert alone.gather(x) is x
+    alone.average([x]), alone.wait(), alone.leave()
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """What the second of two processes is, without the first: collectives are stand-ins."""
+    monkeypatch.setenv("RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(parallel.dist, "init_process_group", lambda backend, device_id: None)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # restored after the test
+    made = parallel.Processes("cpu")
+    sys.stdout.close()
+    return made
+
+
+def test_a_batch_is_shared_equally_or_refused(second_of_two):
+    assert second_of_two.share(8) == slice(4, 8)
+    with pytest.raises(UserError, match="7 windows is no multiple of the 2 processes; change 'batch_size'"):
+        second_of_two.share(7)
+
+
+def test_gathering_keeps_the_order_of_the_batch_and_its_gradient_is_the_shares(second_of_two, monkeypatch):
+    def all_gather(shares, x):
+        shares[0].fill_(7), shares[1].copy_(x)
+
+    monkeypatch.setattr(parallel.dist, "all_gather", all_gather)
+    x = torch.randn(2, 3, 4, requires_grad=True)
+    everything = second_of_two.gather(x)
+    assert torch.equal(everything[:, 3:], x) and (everything[:, :3] == 7).all()
+    factor = torch.randn(2, 6, 4)
+    (everything * factor).sum().backward()
+    assert torch.allclose(x.grad / 2, factor[:, 3:]), "the mean over two processes makes the 2 good"
+
+
+def test_a_process_that_has_gone_is_one_clear_error(second_of_two, monkeypatch):
+    def gone(*_):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(parallel.dist, "all_reduce", gone)
+    with pytest.raises(UserError, match="another process .* has ended; the same command continues the run"):
+        second_of_two.wait()
+
+
+def test_each_process_has_its_own_gpu(monkeypatch):
+    monkeypatch.setenv("RANK", "1"), monkeypatch.setenv("WORLD_SIZE", "2"), monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="-g 0: under torchrun each process takes a GPU of its own"):
+        parallel.Processes("0")
+
+
+def test_batches_that_are_dealt_out_make_the_same_validation_loss():
+    """Every process validates whole batches; the mean of what they return is what one process returns."""
+
+    class Rows:
+        def __len__(self):
+            return 11
+
+        def between(self, start, stop):
+            return torch.arange(start, stop, dtype=torch.float32)
+
+    class Masks:
+        def pick(self, index):
+            return None
+
+    def step_losses(model, head, views, *_):
+        return views.mean(), views.square().mean()
+
+    def validate(*process):
+        return pretrain.validate(step_losses, torch.nn.Linear(1, 1), None, Rows(), Masks(), 3, True, *process)
+
+    for size in (1, 2, 3, 7):
+        total = torch.stack([validate(rank, size) for rank in range(size)]).mean(0)
+        torch.testing.assert_close(total, validate())
