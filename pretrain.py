@@ -19,7 +19,7 @@ from utils import a_number, make_parser, run
 def get_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--plain", action="store_true", help="the plain path instead of the fast one (same numbers)")
-    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default fp32 on a CPU, tf32 on a GPU")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default fp32 on a CPU, bf16 on a GPU")
     size = a_number(float, lambda x: x >= 0, "a number of gigabytes")
     parser.add_argument("--memory_gb", type=size, help="most the views may take before they are streamed (default: "
                         "most of what is free)")  # fmt: skip
@@ -118,7 +118,7 @@ def main(args):
     optimizer = torch.optim.Adam(
         [*model.parameters(), *head.parameters()], lr=cfg["lr"], fused=True, capturable=device.type == "cuda"
     )
-    precision = args.precision or ("fp32" if device.type == "cpu" or args.plain else "tf32")
+    precision = args.precision or ("fp32" if device.type == "cpu" or args.plain else "bf16")
     step_losses = losses if args.plain else fast.losses_for(model_cfg, device, precision)
     joined_losses = functools.partial(step_losses, gather=processes.gather) if processes.size > 1 else step_losses
 
