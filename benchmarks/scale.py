@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from utils import COPIES, Parser, run  # noqa: E402
+from utils import COPIES, Parser, UserError, run  # noqa: E402
 
 HALVES = ("masked", "masked + contrastive")
 ENTRY = {"sr": 20, "seq_len": 120, "dimension": 6, "activity_label_index": 0, "activity_label_size": 1}
@@ -123,6 +123,8 @@ def measure(folder, args, windows, processes, mode, half):
     report.unlink(missing_ok=True)
     train = json.loads((ROOT / "config/pretrain.json").read_text())
     rounds = min(args.rounds + 1, COPIES * int(0.8 * windows) // args.batch // args.steps)
+    if rounds < 2:
+        raise UserError(f"{windows} windows make too short an epoch for two rounds of --steps {args.steps}; lower it")
     train |= {"n_epochs": 1, "n_epochs_cl": HALVES.index(half), "total_steps": args.steps * rounds,
               "batch_size": args.batch}  # fmt: skip
     (folder / "train.json").write_text(json.dumps(train))
