@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from augment import hide, take_steps
-from models import nt_xent
+from models import merge_heads, nt_xent, split_heads
 
 CHUNK = 64  # windows that go through all operations together, for each thread: the larger, the fewer calls
 
@@ -134,6 +134,25 @@ def all_steps(transformer, weights, x):
     a = Attention.apply(*(part.view(B * H, D // H, T) for part in (q, k, v))).view(B, D, T)
     residual, bias = weights.after
     return after_attention(transformer, torch.baddbmm(bias, a.transpose(1, 2), residual.T.expand(B, -1, -1)))
+
+
+def encoder(transformer):
+    """A function like models.Transformer, (B, T, C) -> (B, T, D), for use without gradients; weights as they are now.
+
+    The fused attention needs its queries, keys and values step by step; they come from one product.
+    """
+    if transformer.n_layers != 1 or not transformer.embed.emb_norm:
+        return transformer
+    weights, H = encoder_weights(transformer, all_steps=True), transformer.attn.H
+    q, b_q, k, v = weights.before
+    W, b = torch.cat([q, k, v]), torch.cat([b_q[:, 0], torch.zeros_like(b_q[:, 0]), torch.zeros_like(b_q[:, 0])])
+
+    def forward(x):
+        q, k, v = (split_heads(part, H) for part in F.linear(embed(transformer, weights, x), W, b).chunk(3, dim=-1))
+        a = merge_heads(F.scaled_dot_product_attention(q, k, v, scale=1.0))
+        return after_attention(transformer, F.linear(a, *weights.after))
+
+    return forward
 
 
 def chosen_steps(transformer, weights, x, positions):

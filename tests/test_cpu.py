@@ -36,9 +36,16 @@ def test_the_representation_of_all_and_of_the_chosen_steps_is_the_encoders(cfg):
     x[:, 3:7] = 0  # a masked step: the embedding's variance is then the bias's alone
     h = encoder(x)
     torch.testing.assert_close(cpu.all_steps(encoder, cpu.encoder_weights(encoder, True), x), h, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(cpu.encoder(encoder)(x), h, rtol=1e-9, atol=1e-9)
     positions = torch.tensor([[0, 3, 36]] * 4)
     chosen = cpu.chosen_steps(encoder, cpu.encoder_weights(encoder, False), x, positions)
     torch.testing.assert_close(chosen, h[:, [0, 3, 36]], rtol=1e-9, atol=1e-9)
+
+
+def test_other_encoders_encode_plainly():
+    for change in ({"n_layers": 2}, {"emb_norm": False}):
+        encoder = MaskedModel(ENCODER | change).transformer
+        assert cpu.encoder(encoder) is encoder
 
 
 def test_large_scores_neither_overflow_nor_lose_the_gradients():
