@@ -27,12 +27,16 @@ import math  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from torch.nn.functional import cross_entropy  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
 import calibration  # noqa: E402
+import fast  # noqa: E402
 import utils  # noqa: E402
 from augment import copy_count, make_generator  # noqa: E402
+from fast_classifier import Dropout  # noqa: E402
+from fast_classifier import logits as fast_logits  # noqa: E402
 from metrics import report, scores  # noqa: E402
 from models import Classifier  # noqa: E402
 from resume import Resume  # noqa: E402
@@ -71,10 +75,15 @@ def load_embedding(args):
 def train_epoch(model, optimizer, h, y, batch_size, most, generator):
     """One epoch (at most `most` steps) over the labelled windows in a random order; returns the mean loss, a tensor."""
     model.train()
+    on_cpu = h.device.type == "cpu" and isinstance(model, Classifier)  # not a baseline
+    dropout = Dropout.of(model, generator) if on_cpu else None
     total = torch.zeros((), device=h.device)
     order = torch.randperm(len(h), generator=generator, device=h.device)[: most * batch_size]
     for rows in order.split(batch_size):
-        loss = model(h[rows], y[rows])[1]
+        if on_cpu:
+            loss = cross_entropy(fast_logits(model, h[rows], dropout), y[rows])
+        else:
+            loss = model(h[rows], y[rows])[1]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -83,9 +92,10 @@ def train_epoch(model, optimizer, h, y, batch_size, most, generator):
 
 
 @torch.no_grad()
-def predict(model, h, batch_size=256):
+def predict(model, h):
     """Logits (N, classes) of representations h (N, T, D), in eval mode."""
     model.eval()
+    batch_size = 64 if h.device.type == "cpu" else 1024  # the feed-forward of a batch of 64 takes 63 MB
     return torch.cat([model(part) for part in h.split(batch_size)])
 
 
@@ -95,6 +105,8 @@ def main(args):
     if args.deterministic:
         utils.set_deterministic()
     device = utils.pick_device(args.gpu)
+    if device.type == "cpu":
+        fast.keep_freed_memory()
     embed_path, label_path, shape, copies, method, ids, names, record = load_embedding(args)
     label_rate = 0.1 if args.label_rate is None else args.label_rate
     if shape[2] != model_cfg["input_size"]:
@@ -149,9 +161,9 @@ def main(args):
             if most <= 0:
                 break
             generator = make_generator(device, seed, "classifier epoch", epoch)
-            torch.manual_seed(generator.initial_seed())  # dropout: a function of (seed, epoch) too
+            torch.manual_seed(generator.initial_seed())  # dropout on a GPU: a function of (seed, epoch) too
             loss = train_epoch(model, optimizer, h, y, batch_size, most, generator).item()
-            val_loss = torch.nn.functional.cross_entropy(predict(model, val_h), val_y).item()
+            val_loss = cross_entropy(predict(model, val_h), val_y).item()
             if not math.isfinite(loss + val_loss):
                 raise UserError(f"the loss is not finite in epoch {epoch + 1} (training {loss:.4g}, validation "
                                 f"{val_loss:.4g}); lower 'lr' in the -t config")  # fmt: skip

@@ -14,6 +14,7 @@ import functools
 import torch
 import torch.nn.functional as F
 
+import cpu
 from augment import hide, take_steps
 from models import losses as plain_losses
 from models import merge_heads, nt_xent, split_heads
@@ -28,6 +29,8 @@ def losses_for(model_cfg, device, precision):
     if precision != "fp32":
         torch.set_float32_matmul_precision("high")  # with bf16 too: what it leaves in float32 is small
     if model_cfg["n_layers"] == 1 and model_cfg["emb_norm"]:
+        if device.type == "cpu" and precision == "fp32":
+            return cpu.losses
         chosen = fused_losses() if device.type == "cuda" else losses
         return functools.partial(chosen, dtype=torch.bfloat16) if precision == "bf16" else chosen
     print("plain path: the shortcuts need an encoder of one pass (n_layers 1) with emb_norm")

@@ -148,14 +148,17 @@ def encode(model, windows, batch_size=None):
     Instance-normalised, in eval mode, no masking; the model's mode is restored. Batch after batch (of a size that suits
     the device), so that neither a large set nor its representation needs to fit; every script encodes through here.
     """
+    from cpu import encoder  # which imports this file: the plain functions stand first
+
     was_training = model.training
     device = next(model.parameters()).device
     batch_size = batch_size or (64 if device.type == "cpu" else 4096)
     model.eval()
+    forward = encoder(model.transformer) if device.type == "cpu" else model.transformer
     try:
         for start in range(0, len(windows), batch_size):
             x = torch.as_tensor(windows[start : start + batch_size]).to(device, torch.float32)
-            yield model.transformer(instance_norm(x)).cpu()
+            yield forward(instance_norm(x)).cpu()
     finally:
         model.train(was_training)
 

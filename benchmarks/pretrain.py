@@ -9,6 +9,8 @@ tables. Plain and fast steps take turns, a large matrix product between them, so
 """
 
 import argparse
+import contextlib
+import ctypes
 import functools
 import json
 import platform
@@ -78,8 +80,8 @@ def step_flops(both):
     return 3 * 2 * 1024 * (block + M * (D * D + D * C) + head)
 
 
-def training_windows(args, device):
-    """The training part's size of a data set's windows with their copies, or of as many made-up ones, on the device."""
+def load_copies(args, device):
+    """A data set's windows with their copies, or as many made-up ones, on the device: (6N, T, C)."""
     import numpy as np
     import torch
 
@@ -91,8 +93,31 @@ def training_windows(args, device):
     else:
         data = utils.load_windows(args.dataset, "20_120")[0]
         windows = torch.tensor(np.asarray(data, dtype=np.float32), device=device)
-    windows = augment_copies(windows, "channel_aug", 0)
-    return windows[: int(0.8 * len(windows))]
+    return augment_copies(windows, "channel_aug", 0)
+
+
+def step_bytes(both):
+    """Bytes that a step moves if each activation of the plain formulas is written once and read once more."""
+    T, D, F, H, P = 120, 72, 144, 4, 100
+    block = T * (11 * D + 2 * F + H * T)
+    head = (T + 1) * (10 * P + 2 * 64 + H * (T + 1)) if both else 0
+    return 2 * 4 * 1024 * (block + head)
+
+
+def peak_memory(fn, device):
+    """GiB at most while fn runs: allocated on a GPU, of the whole process on a CPU (None where Linux doesn't say)."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        timed(fn, device)
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    with contextlib.suppress(OSError, AttributeError, StopIteration):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier steps left for the next ones
+        Path("/proc/self/clear_refs").write_text("5")  # the highest resident size counts from here
+        fn()
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
 
 
 def make_step(device, step_losses, both, windows, graph):
@@ -146,8 +171,7 @@ def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
             repeat = 30 if device.type == "cuda" else 1
             compiled = {name: timed(step, device) for name, step in candidates.items()}
             seconds = {name: [] for name in (*candidates, "product")}
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
+            peak = {name: peak_memory(step, device) for name, step in candidates.items()}
             for _ in range(rounds):
                 for name, step in candidates.items():
                     seconds[name].append(timed(step, device, repeat) / repeat)
@@ -163,8 +187,10 @@ def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
                 "fast_products": median["fast"] / median["product"],
                 "plain_products": median["plain"] / median["product"] if with_plain else None,
                 "share_of_arithmetic": step_flops(both) / median["fast"] / flops,
+                "share_of_memory": step_bytes(both) / median["fast"] / bounds["copy_bytes"],
                 "first_call_s": compiled["fast"],
-                "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+                "peak_gib": peak["fast"],
+                "plain_peak_gib": peak.get("plain"),
             })  # fmt: skip
     return rows
 
@@ -191,7 +217,44 @@ def measure_stages(device, windows):
         with torch.inference_mode():
             fn()
             found[f"{name}_windows_per_s"] = len(windows) / min(timed(fn, device) for _ in range(3))
+            found[f"{name}_peak_gib"] = peak_memory(fn, device)
     return found
+
+
+def measure_classifier(device, rows, rounds, epochs=100, rate=0.1):
+    """The classifier's `epochs` epochs at label rate `rate` on `rows` representations: seconds, products, peak memory.
+
+    Computed from `rounds` steps and validations, products in between.
+    """
+    import torch
+
+    import classifier
+    import utils
+    from augment import make_generator
+    from models import Classifier
+
+    model = Classifier(utils.read_classifier_config("v1"), 4).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    generator = make_generator(device, 0)
+    B = 128
+    h, y = torch.randn(B, 120, 72, device=device), torch.randint(4, (B,), device=device)
+    held_out = torch.randn(256, 120, 72, device=device)
+    a = torch.randn(4096, 4096, device=device)
+    parts = {
+        "step": lambda: classifier.train_epoch(model, optimizer, h, y, B, 1, generator),
+        "validation": lambda: classifier.predict(model, held_out),
+        "product": lambda: a @ a,
+    }
+    peak = peak_memory(parts["step"], device)
+    seconds = {name: [] for name in parts}
+    for _ in range(rounds):
+        for name, fn in parts.items():
+            seconds[name].append(timed(fn, device))
+    step, validation, product = (statistics.median(seconds[name]) for name in parts)
+    steps = -(-int(rate * int(0.8 * rows)) // B)
+    total = epochs * (steps * step + 0.1 * rows / len(held_out) * validation)
+    found = {"s": total, "products": total / product, "step_ms": 1e3 * step, "peak_gib": peak}
+    return {f"classifier_{name}": value for name, value in found.items()}
 
 
 def start_up():
@@ -209,23 +272,16 @@ def start_up():
 
 
 def main(args):
-    import numpy as np
     import torch
 
     import artefacts
     import fast
     import utils
-    from augment import augment_copies
 
     device = utils.pick_device(args.gpu if args.gpu in (None, "cpu") else int(args.gpu))
     if device.type == "cpu":
         fast.keep_freed_memory()
-    if args.windows:
-        windows = torch.randn(args.windows, 120, 6, device=device)
-    else:
-        data = utils.load_windows(args.dataset, "20_120")[0]
-        windows = torch.tensor(np.asarray(data, dtype=np.float32), device=device)
-    windows = augment_copies(windows, "channel_aug", 0)
+    windows = load_copies(args, device)
     training = windows[: int(0.8 * len(windows))]
     precisions = args.precisions or (["fp32", "tf32", "bf16"] if device.type == "cuda" else ["fp32"])
     bounds = limits(device)
@@ -240,18 +296,20 @@ def main(args):
         "device": name, "machine": platform.machine(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
         "dataset": args.dataset if not args.windows else f"{args.windows} made-up windows", "steps_per_epoch": steps,
         "limits": bounds, "steps": rows, "training_steps_of_1600_epochs_s": schedule,
-        "stages": measure_stages(device, windows), "start_up_s": start_up(),
+        "stages": measure_stages(device, windows) | measure_classifier(device, len(windows), args.rounds),
+        "start_up_s": start_up(),
     }  # fmt: skip
     artefacts.save_json("results/benchmark_pretrain.json", result)
 
     print(f"{name}, torch {torch.__version__}, {result['date']}: {result['dataset']}, {steps} steps an epoch; limits "
           + json.dumps({key: f"{value:.3g}" for key, value in bounds.items()}))  # fmt: skip
-    print("\n| precision | half | plain ms/step | fast ms/step | ratio | fast products/epoch | share of arithmetic |")
-    print("|-|-|-|-|-|-|-|")
+    print("\n| precision | half | plain ms/step | fast ms/step | ratio | plain products/epoch | fast products/epoch | "
+          "share of arithmetic | share of memory | plain peak GiB | fast peak GiB |\n" + "|-" * 11 + "|")  # fmt: skip
     for row in rows:
-        plain, ratio = (f"{row[key]:.2f}" if row[key] else "-" for key in ("plain_ms", "ratio"))
-        print(f"| {row['precision']} | {row['half']} | {plain} | {row['fast_ms']:.3f} | {ratio} | "
-              f"{steps * row['fast_products']:.1f} | {row['share_of_arithmetic']:.1%} |")  # fmt: skip
+        cells = [row[key] for key in ("plain_ms", "fast_ms", "ratio", "plain_products", "fast_products")]
+        cells[3:] = [steps * products if products else None for products in cells[3:]]
+        cells += [row[key] for key in ("share_of_arithmetic", "share_of_memory", "plain_peak_gib", "peak_gib")]
+        print(f"| {row['precision']} | {row['half']} | " + " | ".join(f"{c:.4g}" if c else "-" for c in cells) + " |")
     for precision, seconds in schedule.items():
         print(f"1600 epochs, {precision}: {seconds:.0f} s of training steps")
     for key, value in (result["stages"] | result["start_up_s"]).items():

@@ -48,12 +48,13 @@ def main(args):
     import artefacts
     import fast
     import utils
-    from benchmarks.pretrain import make_step, timed, training_windows
+    from benchmarks.pretrain import load_copies, make_step, timed
 
     if not torch.cuda.is_available():
         raise UserError("benchmarks/step.py needs a CUDA GPU; on a CPU use torch.profiler on pretrain.py --plain")
     device = utils.pick_device(None)
-    windows = training_windows(args, device)
+    windows = load_copies(args, device)
+    windows = windows[: int(0.8 * len(windows))]  # the training part
     step_losses = fast.losses_for(utils.read_encoder_config("v1"), device, args.precision)
     result = {"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "precision": args.precision}
     for both, half in ((False, "masked"), (True, "masked + contrastive")):

@@ -468,7 +468,7 @@ def test_encode_takes_float64_and_ignores_scale_and_offset_of_a_channel():
 def test_encode_restores_the_mode_it_found_even_when_left_early(training):
     model = MaskedModel(SMALL).train(training)
     modes = []
-    model.transformer.register_forward_hook(lambda module, *_: modes.append(module.training))
+    model.transformer.norm2.register_forward_hook(lambda module, *_: modes.append(module.training))
     encoded(model, torch.zeros(5, 9, 6))
     assert model.training is training and modes == [False]
     part = encode(model, torch.zeros(5, 9, 6), batch_size=2)

@@ -1,0 +1,117 @@
+"""Plain and fast path side by side: the same validation losses, and cross-dataset accuracy within the seeds' spread.
+
+    python benchmarks/agreement.py -d uci -td motion --epochs 8 --windows 300
+
+Trains both paths on a short schedule for several seeds, in a temporary folder, and takes each through all four scripts
+on the CPU. Prints a table, writes results/benchmark_agreement.json, and ends with an error if a validation loss differs
+by more than --tolerance (relative), or the mean accuracies by more than the spread of the plain path's seeds.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils import Parser, UserError, run  # noqa: E402
+
+
+def get_args(argv=None):
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", "--dataset", default="uci", help="source data set (default uci)")
+    parser.add_argument("-td", "--target_dataset", default="motion", help="target data set (default motion)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3431, 3432, 3433], help="default 3431 3432 3433")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs, half of them with both losses (default 8)")
+    parser.add_argument("--classifier_epochs", type=int, default=10, help="default 10")
+    parser.add_argument("--windows", type=int, help="thin each data set out to about this many windows")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="of validation losses (default 1e-3)")
+    return parser.parse_args(argv)
+
+
+def lay_out(folder, args):
+    """A project folder: configurations of the short schedule, and the two data sets, thinned out."""
+    import numpy as np
+
+    import artefacts
+    import utils
+
+    (folder / "dataset").mkdir()
+    for name in ("config", "dataset/data_config.json"):
+        (folder / name).symlink_to(ROOT / name)
+    for name in {args.dataset, args.target_dataset}:
+        data, labels, _ = utils.load_windows(name, "20_120")
+        every = max(1, len(data) // args.windows) if args.windows else 1
+        for kind, array in (("data", data), ("label", labels)):
+            artefacts.save_npy(folder / f"dataset/{name}/{kind}_20_120.npy", np.asarray(array)[::every])
+    short = {"n_epochs": args.epochs, "n_epochs_cl": args.epochs // 2}
+    for name, change in (("pretrain", short), ("train", {"n_epochs": args.classifier_epochs})):
+        artefacts.save_json(folder / f"{name}.json", json.loads((ROOT / f"config/{name}.json").read_text()) | change)
+
+
+def one_run(args, path, seed):
+    """The four scripts on one path: validation losses of all epochs, accuracy on the target, seconds of pretraining."""
+    import classifier
+    import cross_dataset_test
+    import embedding
+    import pretrain
+
+    common = ["-d", args.dataset, "-s", f"{path}{seed}"]
+    seeded = [*common, "--seed", str(seed), "-g", "cpu"]
+    plain = ["--plain"] if path == "plain" else []
+    start = time.perf_counter()
+    trained = pretrain.main(pretrain.get_args([*seeded, "-t", "pretrain.json", "--quiet", *plain]))
+    seconds = time.perf_counter() - start
+    embedding.main(embedding.get_args([*common, "-g", "cpu"]))
+    classifier.main(classifier.get_args([*seeded, "-t", "train.json", "--quiet"]))
+    tested = cross_dataset_test.main(cross_dataset_test.get_args([*common, "-g", "cpu", "-td", args.target_dataset]))
+    losses = [[row["val_masked"], row["val_contrastive"]] for row in trained["history"]]
+    return {"path": path, "seed": seed, "losses": losses, "accuracy": tested["accuracy"], "seconds": seconds}
+
+
+def main(args):
+    import numpy as np
+
+    import artefacts
+
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
+        lay_out(Path(folder), args)
+        os.chdir(folder)
+        for seed in args.seeds:
+            for path in ("plain", "fast"):
+                with contextlib.redirect_stdout(io.StringIO()):
+                    rows.append(one_run(args, path, seed))
+    plain, fast = ([row for row in rows if row["path"] == path] for path in ("plain", "fast"))
+
+    print("| seed | masked, plain | fast | contrastive, plain | fast | furthest | accuracy, plain | fast |")
+    print("|-|-|-|-|-|-|-|-|")
+    furthest = []
+    for a, b in zip(plain, fast, strict=True):
+        ours, theirs = np.array(b["losses"]), np.array(a["losses"])
+        furthest.append(float((np.abs(ours - theirs) / np.maximum(np.abs(theirs), 1e-12)).max()))
+        losses = " | ".join(f"{p:.5f} | {f:.5f}" for p, f in zip(theirs[-1], ours[-1], strict=True))
+        print(f"| {a['seed']} | {losses} | {furthest[-1]:.1e} | {a['accuracy']:.3f} | {b['accuracy']:.3f} |")
+    accuracies = [np.array([row["accuracy"] for row in part]) for part in (plain, fast)]
+    apart, spread = abs(accuracies[0].mean() - accuracies[1].mean()), np.ptp(accuracies[0])
+    print(f"validation losses of the last of {args.epochs} epochs; furthest: relative, over all epochs and both losses")
+    print(f"mean accuracy {accuracies[0].mean():.3f} plain, {accuracies[1].mean():.3f} fast; the plain path's seeds "
+          f"spread over {spread:.3f}; pretraining took {sum(r['seconds'] for r in plain):.0f} s plain, "
+          f"{sum(r['seconds'] for r in fast):.0f} s fast")  # fmt: skip
+    agree = max(furthest) <= args.tolerance and apart <= spread
+    result = {"runs": rows, "furthest": furthest, "tolerance": args.tolerance, "agree": bool(agree)}
+    artefacts.save_json(ROOT / "results/benchmark_agreement.json", result)
+    if not agree:
+        raise UserError(f"the paths do not agree: losses to {max(furthest):.1e}, accuracies to {apart:.3f}")
+    print("they agree")
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, get_args()))

@@ -1,0 +1,113 @@
+"""fast_classifier.py against the plain module: the same logits and gradients, and dropout with the right factors."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fast_classifier
+from fast_classifier import Dropout, logits
+from models import Classifier
+
+CONFIG = {
+    "input_size": 7, "hidden_size": 12, "num_heads": 3, "dim_feedforward": 20, "dropout_ratio": 0.3, "num_layers": 2
+}  # fmt: skip
+
+
+class Factors(nn.Module):
+    """Multiplies by given dropout factors, one set a call."""
+
+    def __init__(self, dropout):
+        super().__init__()
+        self.dropout = dropout
+
+    def forward(self, x):
+        bits = self.dropout.draw(*x.shape)
+        return x * (bits >= self.dropout.dropped - 2**15) * self.dropout.scale
+
+
+def plain_logits(model, h, dropout, monkeypatch):
+    """The plain module in training mode, its dropouts replaced by the factors that `dropout` draws."""
+    model = copy.deepcopy(model).train()
+    factors = Factors(dropout)
+    for layer in model.transformer_encoder.layers:
+        layer.dropout = layer.dropout1 = layer.dropout2 = factors
+
+    def attention(q, k, v, mask, p, causal):
+        assert mask is None and p == model.transformer_encoder.layers[0].self_attn.dropout and not causal
+        return factors(torch.softmax(q @ k.transpose(2, 3) * q.shape[-1] ** -0.5, dim=-1)) @ v
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attention)
+    out = model(h)
+    monkeypatch.undo()
+    return out, model
+
+
+def make(dtype, B=5, T=11):
+    torch.manual_seed(0)
+    model = Classifier(CONFIG, 4).to(dtype)
+    for parameter in model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)  # no bias at 0, no weight of a norm at 1
+    return model, torch.randn(B, T, 7, dtype=dtype), torch.randint(4, (B,))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)], ids=str)
+@pytest.mark.parametrize("rows", [1000, 11, 55, 7], ids="{} rows".format)
+def test_the_same_factors_give_the_same_loss_and_gradients(monkeypatch, dtype, tolerance, rows):
+    """The plain module draws a layer's feed-forward at once, ours in pieces: multiples of 4 bits' words line up."""
+    monkeypatch.setattr(fast_classifier, "ROWS", rows)
+    model, h, y = make(dtype)
+    ours = F.cross_entropy(logits(model, h, Dropout(0.3, 5)), y)
+    ours.backward()
+    plain, reference = plain_logits(model, h, Dropout(0.3, 5), monkeypatch)
+    plain = F.cross_entropy(plain, y)
+    plain.backward()
+    torch.testing.assert_close(ours, plain, rtol=tolerance, atol=0)
+    for (name, parameter), other in zip(model.named_parameters(), reference.parameters(), strict=True):
+        # relative to the largest gradient; that of the keys' bias is rounding noise around 0
+        furthest = float((parameter.grad - other.grad).abs().max())
+        assert furthest < tolerance * max(float(other.grad.abs().max()), 1e-2), name
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=str)
+def test_without_dropout_it_is_the_module_in_eval_mode(dtype, tolerance):
+    model, h, _ = make(dtype)
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, h), model.eval()(h), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 2**-16])
+def test_factors_are_dropped_with_the_stated_probability_and_independently(p):
+    count = 1 << 20
+    kept = Dropout(p, 3)(torch.ones(count))
+    exact = round(p * 2**16) / 2**16
+    assert set(kept.unique().tolist()) <= {0.0, float(np.float32(1 / (1 - exact)))}
+    gone = kept == 0
+    spread = (exact * (1 - exact) / count) ** 0.5
+    assert abs(float(gone.double().mean()) - exact) < 5 * spread
+    for lag in (1, 2, 3, 4, 2048):  # lags 1 to 3 share a word of the generator
+        both = float((gone[lag:] & gone[:-lag]).double().mean())
+        assert abs(both - exact**2) < 5 * (exact**2 / count) ** 0.5 + 2 * exact * 5 * spread
+
+
+def test_all_numbers_of_16_bits_are_drawn():
+    drawn = Dropout(0.1, 0).draw(1 << 21)
+    assert drawn.dtype == torch.int16 and len(drawn.unique()) == 2**16
+
+
+def test_factors_are_a_function_of_the_seed_and_the_order():
+    model, h, _ = make(torch.float32)
+    first, second = (logits(model, h, Dropout(0.3, 5)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, logits(model, h, Dropout(0.3, 6)))
+    again = Dropout(0.3, 5)
+    assert not torch.equal(logits(model, h, again), logits(model, h, again))
+
+
+def test_a_dropout_of_zero_draws_nothing():
+    model = Classifier(CONFIG | {"dropout_ratio": 0.0}, 4)
+    assert Dropout.of(model, torch.Generator()) is None
+    assert Dropout.of(Classifier(CONFIG, 4), torch.Generator().manual_seed(1)).dropped == round(0.3 * 2**16)
