@@ -30,6 +30,7 @@ from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
 import utils  # noqa: E402
+import v2  # noqa: E402
 from augment import copy_count, make_generator  # noqa: E402
 from metrics import report, scores  # noqa: E402
 from models import Classifier  # noqa: E402
@@ -88,6 +89,8 @@ def predict(model, h, batch_size=256):
 
 
 def main(args):
+    if utils.method_of(args.model_version) == "v2":
+        return v2.train(args)
     cfg = utils.read_train_config(args)
     model_cfg = utils.read_classifier_config(args.model_version)
     if args.deterministic:
