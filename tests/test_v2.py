@@ -460,3 +460,32 @@ def test_breakdown_scores_each_value_of_a_column(v2_project, capsys):
                              ("none.npz", "user", "not a readable file")):  # fmt: skip
         with pytest.raises(UserError, match=wanted):
             breakdown.main(breakdown.get_args([file, "-td", "b", "--by", by]))
+
+
+def test_choose_holds_users_out_and_uses_nothing_but_the_source(v2_project, monkeypatch, capsys):
+    import choose
+
+    others, held_out = choose.split_users(np.arange(64) % 3, 5)
+    assert sorted([*others, *held_out]) == list(range(64))
+    assert len(set(held_out % 3)) == 1 and not set(held_out % 3) & set(others % 3)
+    drawn, whole = set(), v2.train_round
+    monkeypatch.setattr(v2, "train_round", lambda *a: (drawn.update(a[5].nonzero()[:, 1].tolist()), whole(*a))[1])
+    result = choose.main(choose.get_args(["-d", "a", "--versions", "v2", "v2_one", "--seeds", "1", "--first_seed", "5",
+                                          "-lr", "0.5", "-g", "cpu"]))  # fmt: skip
+    assert drawn <= set(others) and len(drawn) == int(0.5 * 0.6 * 64)
+    assert set(result) == {"v2", "v2_one"} and "0.35 m above" in capsys.readouterr().out
+    with open("results/choose_a.csv", newline="") as handle:
+        assert len(list(csv.DictReader(handle))) == 2 * 13
+    with pytest.raises(UserError, match="--versions v1"):
+        choose.main(choose.get_args(["-d", "a", "--versions", "v1", "-g", "cpu"]))
+
+
+def test_simulated_shifts_change_every_moving_window_but_never_the_recorded_one():
+    import choose
+
+    x = walks()
+    made = choose.shifts(x)
+    assert len(made) == 13 and torch.allclose(made.pop("as recorded"), x, atol=1e-5)
+    for name, y in made.items():
+        assert y.isfinite().all() and (y - x)[:-1].abs().amax((1, 2)).min() > 0.05, name
+        assert torch.equal(y, choose.shifts(x)[name])
