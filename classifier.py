@@ -34,6 +34,7 @@ import artefacts  # noqa: E402
 import calibration  # noqa: E402
 import fast  # noqa: E402
 import utils  # noqa: E402
+import v2  # noqa: E402
 from augment import copy_count, make_generator  # noqa: E402
 from fast_classifier import Dropout  # noqa: E402
 from fast_classifier import logits as fast_logits  # noqa: E402
@@ -100,6 +101,8 @@ def predict(model, h):
 
 
 def main(args):
+    if utils.method_of(args.model_version) == "v2":
+        return v2.train(args)
     cfg = utils.read_train_config(args)
     model_cfg = utils.read_classifier_config(args.model_version)
     if args.deterministic:

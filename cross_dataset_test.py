@@ -30,6 +30,7 @@ import artefacts  # noqa: E402
 import calibration  # noqa: E402
 import ledger  # noqa: E402
 import utils  # noqa: E402
+import v2  # noqa: E402
 from metrics import report, scores  # noqa: E402
 from models import DEAD_CLASSIFIER, DEAD_MASKED, Classifier, MaskedModel, encode  # noqa: E402
 from utils import UserError  # noqa: E402
@@ -41,6 +42,16 @@ def classify(model, classifier, windows):
     device = next(classifier.parameters()).device
     classifier.eval()
     return torch.cat([classifier(h.to(device)).cpu() for h in encode(model, windows)])
+
+
+def load_networks(args, path, checkpoint, model_cfg, classifier_cfg, names, again):
+    """The encoder and the classifier from their files, as a function: (raw windows, device) -> logits on the CPU."""
+    if utils.method_of(args.model_version) == "v2":  # its classifier's file holds the encoder as trained with it
+        return v2.load_classifier(path, model_cfg, classifier_cfg, names, f"make it with: {again}")
+    classifier, model = Classifier(classifier_cfg, len(names)), MaskedModel(model_cfg)
+    artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
+    artefacts.load_state(checkpoint, model, DEAD_MASKED, f"make it with: python pretrain.py -d {args.dataset}")
+    return lambda windows, device: classify(model.to(device), classifier.to(device), windows)
 
 
 def settings(args, path, record):
@@ -121,11 +132,8 @@ def main(args):
     row, temperature = settings(args, path, record), recorded_temperature(path, record)
     if record:
         utils.check_same(path, record["config"], {"model": classifier_cfg, "dataset": args.dataset})
-    classifier = Classifier(classifier_cfg, len(names))
-    artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
     checkpoint = f"{utils.pretrain_stem(args, utils.pretrained_name(args))}_masked_{row['loss_weights']}.pt"
-    model = MaskedModel(model_cfg)
-    artefacts.load_state(checkpoint, model, DEAD_MASKED, f"make it with: python pretrain.py -d {args.dataset}")
+    logits_of = load_networks(args, path, checkpoint, model_cfg, classifier_cfg, names, again)
     if record:
         artefacts.check_parents(path, record, again)
         utils.check_same(checkpoint, record["config"]["embedding"], {"model": model_cfg})
@@ -145,7 +153,7 @@ def main(args):
         utils.warn(f"{args.target_dataset} is the source too: windows it was trained on are among those tested")
 
     windows = torch.tensor(np.asarray(data[rows], dtype=np.float32))
-    logits = classify(model.to(device), classifier.to(device), windows).numpy()
+    logits = logits_of(windows, device).numpy()
     result = scores(ids[rows], logits.argmax(1), len(names))
     target = args.target_dataset + (" (simulated)" if target_cfg.get("simulated") else "")
     confidence = calibration.assess(logits, ids[rows], temperature, args.abstain)

@@ -285,7 +285,7 @@ def write(grid, projection="tsne"):
     import representations  # here, not above: it takes its style from this module
 
     results, made = Results(grid), []
-    pretrained = [variant for variant in results.variants if not grid.is_baseline(variant)]
+    pretrained = [v for v in results.variants if not (grid.is_baseline(v) or grid.is_v2(v))]  # v2 learns in other steps
     with plt.rc_context(STYLE):
         for source, target in results.pairs() if results.variants else []:
             confusion(results, results.variants[0], source, target, made)

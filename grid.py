@@ -72,7 +72,8 @@ def read_variants(path="config/variants.json"):
     """The variants by name, in the file's order, each with all its keys. Raises UserError for a malformed file."""
     entries = artefacts.read_json(utils.find_config(path), "the variants' configuration")
     words = ("never", "half", "always")
-    defaults = {"title": "", "contrastive": "half", "pretrain": {}, "classifier": {}, "augment": None, "baseline": None}
+    defaults = {"title": "", "contrastive": "half", "pretrain": {}, "classifier": {}, "augment": None, "baseline": None,
+                "model_version": "v1"}  # fmt: skip
     for name, entry in entries.items():
         if unknown := [key for key in entry if key not in defaults]:
             raise UserError(f"{path}, {name}: unknown key {unknown[0]!r}; known keys: {', '.join(defaults)}")
@@ -102,10 +103,14 @@ class Grid:
                  epochs=None, classifier_epochs=None):  # fmt: skip
         self.all_variants = read_variants()
         self.sources, self.targets, self.rates, self.runs = sources, targets, rates, runs
-        self.variants = list(self.all_variants) if variants == ["all"] else variants
+        groups = {"all": [], "all_v2": []}  # the paper's method and its ablations; version v2's
+        for name, entry in self.all_variants.items():
+            groups["all" if entry["model_version"] == "v1" else "all_v2"].append(name)
+        self.variants = list(dict.fromkeys(name for v in variants for name in groups.get(v, [v])))
         for name in self.variants:
             if name not in self.all_variants:
-                raise UserError(f"--variants {name}: config/variants.json has {', '.join(self.all_variants)}, or all")
+                there = ", ".join(self.all_variants)
+                raise UserError(f"--variants {name}: config/variants.json has {there}, or all, or all_v2")
         self.version, self.label_index, self.gpu = version, label_index, gpu
         self.epochs, self.classifier_epochs = epochs or {}, classifier_epochs
         self.config_path = functools.lru_cache(None)(self._config_path)
@@ -125,6 +130,10 @@ class Grid:
 
     def is_baseline(self, variant):
         return self.all_variants[variant]["baseline"] is not None
+
+    def is_v2(self, variant):
+        """Whether the variant's -mv is run by v2.py, which makes no copies and needs no embedding."""
+        return utils.method_of(self.all_variants[variant]["model_version"]) == "v2"
 
     def jobs(self):
         """All jobs, the longest first, so that none is left alone at the end."""
@@ -150,6 +159,8 @@ class Grid:
     def work(self, job):
         """About how long a job takes, in windows that go through a network."""
         data = np.load(f"dataset/{job.source}/data_{self.version}.npy", mmap_mode="r")
+        if self.is_v2(job.variant):  # by time on two cores: three label rates take no longer than one of v1's
+            return 100 * len(self.rates) * 1000
         copies = 1 if self.all_variants[job.variant]["augment"] == "none" else utils.COPIES
         classifier = 100 * sum(self.rates) * len(data) * copies
         if self.is_baseline(job.variant):
@@ -162,6 +173,8 @@ class Grid:
     def _common(self, job):
         flags = ["-d", job.source]
         flags += ["-dv", self.version] if self.version != "20_120" else []
+        model = self.all_variants[job.variant]["model_version"]
+        flags += ["-mv", model] if model != "v1" else []
         return flags + (["-g", str(self.gpu)] if self.gpu is not None else [])
 
     def _column(self):
@@ -234,11 +247,12 @@ class Grid:
 
     def _pretrain_config(self, job):
         """What pretrain.py will record as its configuration, as far as its result depends on it."""
-        args = self.pretrain(job).args()
+        args, v2 = self.pretrain(job).args(), self.is_v2(job.variant)
         return {
             "dataset": job.source, "dataset_version": self.version, "model_version": args.model_version,
-            "augment_method": args.augument_method or "channel_aug", "train": utils.read_train_config(args),
-            "mask": utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",)),
+            "augment_method": "physics" if v2 else args.augument_method or "channel_aug",
+            "train": utils.read_train_config(args),
+            "mask": None if v2 else utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",)),
             "model": utils.read_encoder_config(args.model_version),
         }  # fmt: skip
 

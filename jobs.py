@@ -117,6 +117,9 @@ def train(grid, cell, restart):
         return
     if not pretrained:
         call(grid.pretrain(job), restart)
+    if grid.is_v2(job.variant):
+        call(grid.classifier(cell), restart)
+        return
     command = grid.embedding(job)
     embed_path, label_path = utils.embedding_paths(command.args())
     made_from = {"checkpoint": str(checkpoint)}

@@ -2,6 +2,7 @@
 
     python reproduce.py                         all ordered pairs of the data sets that are prepared, 3 seeds
     python reproduce.py --variants all          and every ablation and baseline of config/variants.json
+    python reproduce.py --variants all_v2       likewise of version v2
     python reproduce.py --table                 the tables of what is in saved/results.csv, nothing is run
     python reproduce.py --figures               likewise the figures
 
@@ -39,7 +40,7 @@ def get_args(argv=None):
     rate = a_number(float, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
     add("--sources", nargs="+", type=a_name, help="source data sets (default: those prepared)")
     add("--targets", nargs="+", type=a_name, help="target data sets (default: those prepared)")
-    add("--variants", nargs="+", type=a_name, help="of config/variants.json, or all (default full)")
+    add("--variants", nargs="+", type=a_name, help="of config/variants.json, or all, or all_v2 (default full)")
     add("--seeds", type=whole, help="how many seeds, each for pretraining and classifier (default 3)")
     add("--first_seed", type=a_number(int, lambda n: n >= 0, "a seed"), default=3431, help="default 3431")
     add("--classifier_seeds", type=whole, help="this many classifier seeds for every pretrained model")
@@ -79,7 +80,7 @@ def make_grid(args):
     Raises UserError if no pair of data sets is left.
     """
     import ledger
-    from grid import RATE, Grid, prepared
+    from grid import RATE, Grid, prepared, read_variants
 
     here = prepared(args.dataset_version)
     sources, targets = args.sources or here, args.targets or here
@@ -99,7 +100,9 @@ def make_grid(args):
         runs = sorted({(int(row["pretrain_seed"] or row["seed"]), int(row["seed"])) for row in rows})
     rates = args.label_rates or sorted({float(row["label_rate"]) for row in rows}) or [RATE]
     epochs = {name: n for source, n in args.epochs for name in ([source] if source else sources)}
-    variants = args.variants or (["all"] if rows else ["full"])
+    versions = {row.get("model_version") or "v1" for row in rows}
+    there = [name for name, entry in read_variants().items() if entry["model_version"] in versions]
+    variants = args.variants or (there if rows else ["full"])
     return Grid(sources, targets, variants, rates, runs, version=args.dataset_version, label_index=args.label_index,
                 gpu=args.gpus[0] if args.gpus else None, epochs=epochs,
                 classifier_epochs=args.classifier_epochs)  # fmt: skip
@@ -118,7 +121,9 @@ def print_commands(grid):
     for job in grid.jobs():
         cells = grid.cells(job)
         if not grid.is_baseline(job.variant):
-            print(f"{grid.pretrain(job)}\n{grid.embedding(job)}")
+            print(grid.pretrain(job))
+            if not grid.is_v2(job.variant):
+                print(grid.embedding(job))
         for rate, seed in dict.fromkeys((cell.rate, cell.seed) for cell in cells):
             part = [cell for cell in cells if (cell.rate, cell.seed) == (rate, seed)]
             if grid.is_baseline(job.variant):

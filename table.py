@@ -216,7 +216,7 @@ def facts(results):
     epochs, seeds = defaultdict(set), set()
     for (variant, _, source, target), runs in results.found.items():
         for run, row in runs.items():
-            if target is not None and not results.grid.is_baseline(variant) and variant != "random":
+            if target is not None and not results.grid.is_baseline(variant) and variant != "random" and row["epochs"]:
                 epochs[source].add(int(row["epochs"]))
             seeds.add(run)
     text = ", ".join(f"{s} {'/'.join(map(str, sorted(epochs[s])))}" for s in results.sources if epochs[s])

@@ -244,6 +244,7 @@ CLASSIFIER_KEYS = {
     "dropout_ratio": (_real(0, 0.99), REQUIRED),
     "dim_feedforward": (_whole(1, 100000), REQUIRED),
 }
+V2_TRAIN_KEYS = ("seed", "split_by", "total_steps", "lambda1", "lambda2")  # what -mv v2 reads of them
 DEAD_KEYS = ("warmup", "save_steps", "batch_size_finetune")  # in the released configs, without effect there
 DEAD_CLASSIFIER_KEYS = (*DEAD_KEYS, "lambda1", "lambda2", "n_epochs_cl")
 
@@ -254,6 +255,18 @@ def find_config(path):
         if os.path.isfile(candidate):
             return candidate
     raise UserError(f"{path} is missing: give the path of an existing file, or run from the project's folder")
+
+
+def inherited(entries, name, path):
+    """An entry of a configuration file; one with the key "like" is the entry it names with its own keys over it."""
+    entry = entries[name]
+    if not isinstance(entry, dict) or "like" not in entry:
+        return entry
+    like = entry["like"]
+    base = entries.get(like) if isinstance(like, str) else None
+    if not isinstance(base, dict) or "like" in base:
+        raise UserError(f"{path}, {name}: 'like' must name an entry that has no 'like' itself, not {like!r}")
+    return base | {key: value for key, value in entry.items() if key != "like"}
 
 
 def read_config(path, keys, dead=(), entry=None):
@@ -270,7 +283,7 @@ def read_config(path, keys, dead=(), entry=None):
         if not isinstance(config, dict) or entry not in config:
             there = ", ".join(config) if isinstance(config, dict) else "none"
             raise UserError(f"{path} has no entry {entry!r} (there: {there}); add it, or choose another with -mv")
-        config, where = config[entry], f"{path}, {entry}"
+        config, where = inherited(config, entry, path), f"{path}, {entry}"
     if not isinstance(config, dict):
         raise UserError(f"{where} must be a JSON object of keys and values")
     ignored = [key for key in config if key in dead]
@@ -304,12 +317,28 @@ def read_train_config(args):
             raise UserError(f"{path}: 'n_epochs_cl' {config['n_epochs_cl']} is more than n_epochs {config['n_epochs']}")
     if args.seed is not None:
         config["seed"] = args.seed
+    if method_of(args.model_version) == "v2":  # whose epochs, batches and rates stand with its networks
+        config = {key: config[key] for key in config if key in V2_TRAIN_KEYS}
     return config
+
+
+def method_of(version):
+    """The code behind -mv VERSION: the key "method" of its entry in config/pretrain_model.json, "v1" without one."""
+    from artefacts import read_json
+
+    path = "config/pretrain_model.json"
+    entries, name = read_json(find_config(path), "a JSON configuration"), f"base_{version}"
+    entry = inherited(entries, name, path) if isinstance(entries, dict) and name in entries else None
+    return entry.get("method", "v1") if isinstance(entry, dict) else "v1"  # read_encoder_config says what is wrong
 
 
 def read_encoder_config(version):
     """Entry base_VERSION of config/pretrain_model.json."""
     path = "config/pretrain_model.json"
+    if method_of(version) == "v2":
+        import config_v2
+
+        return config_v2.read_encoder(path, version)
     config = read_config(path, ENCODER_KEYS, entry=f"base_{version}")
     if config["hidden"] % config["n_heads"]:
         raise UserError(f"{path}, base_{version}: 'hidden' {config['hidden']} is no multiple of n_heads")
@@ -319,6 +348,10 @@ def read_encoder_config(version):
 def read_classifier_config(version):
     """Entry transformer_VERSION of config/classifier.json."""
     path = "config/classifier.json"
+    if method_of(version) == "v2":
+        import config_v2
+
+        return config_v2.read_classifier(path, version)
     config = read_config(path, CLASSIFIER_KEYS, entry=f"transformer_{version}")
     if config["hidden_size"] % config["num_heads"] or config["hidden_size"] % 2:
         raise UserError(f"{path}: 'hidden_size' {config['hidden_size']} must be even and a multiple of num_heads")

@@ -1,0 +1,93 @@
+"""Where on the body (or for which user, device) a classifier errs: scores of saved predictions by a label column.
+
+    python breakdown.py -td dsads --by position saved/classifier_base_v2_transformer_uci_20_120/*_transformer_dsads.npz
+
+reads   the predictions that cross_dataset_test.py or baselines.py left (several: runs of one experiment, whose scores
+        are averaged) and dataset/dsads/label_20_120.npy
+prints  for each value of the column windows, accuracy, macro F1 (mean ± sample standard deviation over the files), and
+        what each class is taken for most often when it is not recognised
+
+Nothing is written. Seconds.
+"""
+
+import sys
+
+import utils
+from utils import Parser, UserError, a_name, a_number, run
+
+
+def get_args(argv=None):
+    import argparse
+
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("files", nargs="+", metavar="NPZ", help="predictions on the same target")
+    add("-td", "--target_dataset", type=a_name, required=True, help="target data set that they are of")
+    add("-dv", "--dataset_version", type=a_name, default="20_120", help="rate_length of the windows (default 20_120)")
+    index = a_number(int, lambda n: n >= 0, "a column's index")
+    add("-l", "--label_index", type=index, default=0, help="label column that was classified")
+    add("--by", type=a_name, default="position", help="label column to break down by (default position)")
+    return parser.parse_args(argv)
+
+
+args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
+
+import numpy as np  # noqa: E402
+
+from metrics import scores  # noqa: E402
+
+
+def read(path, ids):
+    """(numbers of the windows, labels, predictions) of a file of predictions; they must be of the data set at hand."""
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            window, label, predicted = saved["window"], saved["label"], saved["logits"].argmax(1)
+    except (OSError, ValueError, KeyError, EOFError, IndexError) as error:
+        raise UserError(f"{path} is not a readable file of predictions ({error})") from error
+    if len(window) == 0 or window.max() >= len(ids) or (ids[window] != label).any():
+        raise UserError(f"{path} holds predictions of other windows than those of -td; check -td, -dv and -l")
+    return window, label, predicted
+
+
+def main(args):
+    entry = utils.dataset_config(args.target_dataset, args.dataset_version)
+    columns = [key.removesuffix("_label_index") for key, i in entry.items() if key.endswith("_label_index") and i != -1]
+    if args.by not in columns:
+        raise UserError(f"--by {args.by}: {args.target_dataset} has the columns {', '.join(columns)}")
+    column = entry[f"{args.by}_label_index"]
+    _, labels, _ = utils.load_windows(args.target_dataset, args.dataset_version)
+    path = f"dataset/{args.target_dataset}/label_{args.dataset_version}.npy"
+    names, groups = (utils.label_names(entry, i)[1] for i in (args.label_index, column))
+    ids, of = (
+        utils.window_labels(labels, args.label_index, names, path),
+        utils.window_labels(labels, column, groups, path),
+    )
+    runs = [read(file, ids) for file in args.files]
+    result = {}
+    print(f"{args.target_dataset} by {args.by}, {len(runs)} run{'s' if len(runs) > 1 else ''}")
+    for number, group in enumerate(groups):
+        made = [scores(label[of[window] == number], predicted[of[window] == number], len(names))
+                for window, label, predicted in runs if (of[window] == number).any()]  # fmt: skip
+        if not made:
+            continue
+        text = "  ".join(f"{title} {spread([m[key] for m in made])}" for title, key in
+                         (("accuracy", "accuracy"), ("macro F1", "f1_macro")))  # fmt: skip
+        print(f"  {group:14s} {made[0]['windows']:6d} windows  {text}")
+        confusion = np.sum([m["confusion"] for m in made], 0)
+        for i, name in enumerate(names):
+            wrong = confusion[i].copy()
+            wrong[i] = 0
+            if wrong.sum() > 0.05 * confusion[i].sum():
+                shares = f"{wrong.max() / confusion[i].sum():.0%} of {name} taken for {names[wrong.argmax()]}"
+                print(f"  {'':14s} recognised {confusion[i, i] / confusion[i].sum():.0%}, {shares}")
+        result[group] = {key: float(np.mean([m[key] for m in made])) for key in ("accuracy", "f1_macro")}
+    return result
+
+
+def spread(values):
+    """`0.741 ± 0.012`, without the second figure of a single run."""
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, args))
