@@ -12,6 +12,7 @@ interrupted run continues to the same bits on the CPU.
 
 import copy
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import artefacts
+import calibration
 import utils
 from augment import make_generator
 from invariants import represent
@@ -111,6 +113,8 @@ def pretrain(args):
     cfg, model_cfg = utils.read_train_config(args), utils.read_encoder_config(args.model_version)
     device, seed = utils.pick_device(args.gpu), cfg["seed"]
     refuse_copies(args)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"-mv {args.model_version} trains in one process: leave torchrun out")
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     utils.check_fits(model_cfg, data_cfg)
     data_path = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
@@ -395,12 +399,16 @@ def train(args):
         mean.load_state_dict(best["network"])
         logits = predict(mean, windows[test_rows], cfg, model_cfg)
         result = scores(ids[test_rows], logits.argmax(1).numpy(), len(names))
-        more = {"step": best["step"], "source_test": result}
+        val_logits = predict(mean, windows[val_rows], cfg, model_cfg)
+        temperature = calibration.fit_temperature(val_logits, ids[val_rows])
+        result |= calibration.errors(logits, ids[test_rows], temperature)
+        more = {"step": best["step"], "temperature": temperature, "source_test": result}
         artefacts.save_state(path, best["network"], artefacts.make_record(config, made_from, str(device), **more))
         artefacts.save_table(path.with_name(f"{path.stem}_losses.csv"), history)
     resume.finished()
     print(f"lowest validation loss {best['loss']:.4f} at step {best['step']}; saved {path}")
     print(report(f"{args.dataset}, test part", result, names))
+    print(calibration.report(result | {"temperature": temperature}))
     return result | {"path": path, "best_step": best["step"], "names": names}
 
 
