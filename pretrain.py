@@ -37,7 +37,6 @@ from tqdm import tqdm  # noqa: E402
 import artefacts  # noqa: E402
 import fast  # noqa: E402
 import utils  # noqa: E402
-import v2  # noqa: E402
 from augment import Masks, augment_copies, copy_count, draw_masks, make_generator, two_views  # noqa: E402
 from models import DEAD_MASKED, Contrastive, MaskedModel, draw_keep, losses  # noqa: E402
 from resume import Resume  # noqa: E402
@@ -103,6 +102,8 @@ def main(args):
     if args.deterministic:
         utils.set_deterministic()
     if utils.method_of(args.model_version) == "v2":
+        import v2  # all of -mv v2 stands there
+
         return v2.pretrain(args)
     cfg = utils.read_train_config(args)
     mask_cfg = utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",))
