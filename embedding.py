@@ -24,7 +24,6 @@ import torch  # noqa: E402
 
 import artefacts  # noqa: E402
 import utils  # noqa: E402
-import v2  # noqa: E402
 from augment import Copies, copy_count  # noqa: E402
 from batches import FromFile  # noqa: E402
 from models import DEAD_MASKED, MaskedModel, encode  # noqa: E402
@@ -32,6 +31,8 @@ from models import DEAD_MASKED, MaskedModel, encode  # noqa: E402
 
 def main(args):
     if utils.method_of(args.model_version) == "v2":
+        import v2  # all of -mv v2 stands there
+
         return v2.embed(args)
     cfg = utils.read_train_config(args)
     model_cfg = utils.read_encoder_config(args.model_version)

@@ -41,7 +41,6 @@ import artefacts  # noqa: E402
 import fast  # noqa: E402
 import parallel  # noqa: E402
 import utils  # noqa: E402
-import v2  # noqa: E402
 from augment import copy_count, draw_masks, make_generator  # noqa: E402
 from batches import InMemory, copy_into, draw_epoch, open_views, section_steps  # noqa: E402
 from models import Contrastive, MaskedModel, losses  # noqa: E402
@@ -88,6 +87,8 @@ def main(args):
     if args.deterministic:
         utils.set_deterministic()
     if utils.method_of(args.model_version) == "v2":
+        import v2  # all of -mv v2 stands there
+
         return v2.pretrain(args)
     cfg = utils.read_train_config(args)
     mask_cfg = utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",))
