@@ -233,8 +233,10 @@ def label_rates(results, made):
         axis.axhline(results.majority([pair]), color="grey", linestyle="--", linewidth=1, label="most frequent class")
         axis.set_xscale("log"), axis.set_title(grid.pair(*pair))
         axis.set_xticks(results.rates, [f"{r:.3g}" for r in results.rates]), axis.minorticks_off()
-    for axis in axes.flat[len(pairs) :]:
-        axis.set_visible(False)
+    for number, axis in enumerate(axes.flat):
+        axis.set_visible(number < len(pairs))
+        if number < len(pairs) <= number + columns:  # nothing below it carries the numbers
+            axis.tick_params(labelbottom=True)
     figure.supxlabel("label rate: share of the source's training windows whose labels are seen")
     figure.supylabel("accuracy on the target")
     handles = {text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels())}  # noqa: B905
@@ -260,7 +262,7 @@ def ablation(results, made):
             values = mean_over(parts, metric)
             if values is None:
                 continue
-            colour = COLOURS[1] if grid.is_baseline(variant) else COLOURS[0]
+            colour = COLOURS[1] if grid.labels_only(variant) else COLOURS[0]
             axis.barh(place, values.mean(), 0.72, color=colour, alpha=0.5)
             if len(values) > 1:
                 axis.errorbar(values.mean(), place + 0.15, xerr=values.std(ddof=1), color="black", capsize=3, lw=1.2)

@@ -144,6 +144,13 @@ class Grid:
     def _seeds(self, variant):
         return dict.fromkeys(seed for seed, _ in self.variant_runs(variant))
 
+    def labels_only(self, variant):
+        """Whether a variant learns nothing from windows without labels: a baseline, or v2 without pretraining."""
+        if not self.is_v2(variant):
+            return self.is_baseline(variant)
+        cfg = utils.read_encoder_config(self.all_variants[variant]["model_version"])
+        return cfg["masked_steps"] + cfg["joint_steps"] == 0
+
     def variant_runs(self, variant):
         """The runs of a variant; a baseline has a single seed, the classifier's."""
         if self.is_baseline(variant):

@@ -280,13 +280,15 @@ def test_contrastive_head_reproduces_the_reference_file(golden):
         z, "representation", "representation_2", "projection", "train_projection", "train_projection_2"
     )
     assert furthest(head(h), projection) < TOLERANCE
-    head.train()  # BatchNorm's batch statistics, one view at a time
-    assert furthest(head(h), trained) < TOLERANCE
-    assert furthest(head(h2), trained2) < TOLERANCE
+    # BatchNorm's batch statistics, one view at a time. In float64: with four windows they magnify rounding, and that of
+    # float32 differs between processors by more than the tolerance
+    head.double().train()
+    assert furthest(head(h.double()), trained.double()) < TOLERANCE
+    assert furthest(head(h2.double()), trained2.double()) < TOLERANCE
     after = {name.removeprefix("after."): torch.tensor(z[name]) for name in z if name.startswith("after.")}
     assert len(after) == 3
     for name, expected in after.items():
-        assert furthest(head.state_dict()[name], expected) < TOLERANCE, name
+        assert furthest(head.state_dict()[name].double(), expected.double()) < TOLERANCE, name
 
 
 @pytest.mark.parametrize("training", [False, True])

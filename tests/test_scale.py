@@ -133,8 +133,11 @@ def test_streamed_training_holds_neither_the_data_nor_their_views(project, monke
     """Of all tensors of windows that are alive in a step, the largest is a batch of both views."""
     largest, original = [], pretrain.train_step
 
+    def windows():
+        return [x for x in gc.get_objects() if type(x) is torch.Tensor and x.shape[-2:] == (120, 6)]
+
     def noted(*args):
-        alive = [x for x in gc.get_objects() if type(x) is torch.Tensor and x.shape[-2:] == (120, 6)]
+        alive = [x for x in windows() if id(x) not in others]
         largest.append(max(x.untyped_storage().nbytes() for x in alive) // (4 * 720))
         return original(*args)
 
@@ -142,6 +145,8 @@ def test_streamed_training_holds_neither_the_data_nor_their_views(project, monke
     project.dataset("a", 200, seed=1)
     project.config("pretrain", n_epochs=1, n_epochs_cl=1, total_steps=3)
     gc.collect()
+    before = windows()  # of other tests' fixtures; held here, so that no new tensor gets the number of one of them
+    others = set(map(id, before))
     project.run(*PRETRAIN_A, "--memory_gb", 0)
     assert largest == [2 * 32] * 3, "in windows"
     largest.clear()
