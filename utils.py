@@ -71,8 +71,9 @@ def run(main, args):
         print(f"error{who}: {one_line(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        if not process_number():
-            print("interrupted", file=sys.stderr)
+        if not process_number():  # torchrun stops the processes that are left when one has died
+            why = ": another process has ended, or torchrun was stopped; the same command continues the run"
+            print("interrupted" + (why if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""), file=sys.stderr)
         sys.exit(130)
 
 

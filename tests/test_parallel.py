@@ -1,6 +1,7 @@
 """torchrun: two processes train what one trains, one of them speaks and writes, and none outlives another."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -53,7 +54,8 @@ def test_two_processes_give_what_one_gives_even_after_one_was_killed(project, ca
     told = capsys.readouterr().out
     status, out, err = torchrun(project, "-s", "two", KILL="1")
     assert status != 0 and err.count("Traceback") == 1, "torchrun's own report, none of ours"
-    assert "error: another process of this torchrun command has ended; the same command continues the run\n" in err
+    # whichever comes first to the process that is left: the broken connection or torchrun's signal
+    assert re.search("^(error|interrupted): another process .*; the same command continues the run$", err, re.MULTILINE)
     assert f"state kept in {STEM}/two_state_6_1.pt; the same command continues from there" in out
     assert sorted(path.name for path in (project.folder / STEM).glob("*two*")) == ["two_state_6_1.pt"]
 
