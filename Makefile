@@ -10,7 +10,7 @@ demo: .venv/installed
 test: .venv/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2
 
 .venv/installed: requirements.txt
 	"$(PYTHON)" -m venv .venv

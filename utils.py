@@ -62,7 +62,11 @@ def run(main, args):
 
     on_interrupt(interrupt)
     try:
-        main(args)
+        try:
+            main(args)
+        except BaseException:
+            on_interrupt(signal.SIG_IGN)  # what is left is to say why; torchrun sends SIGTERM just then
+            raise
     except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
