@@ -34,7 +34,7 @@ args = get_args() if __name__ == "__main__" else None  # before the heavy import
 
 import numpy as np  # noqa: E402
 
-from metrics import scores  # noqa: E402
+from metrics import scores, spread  # noqa: E402
 
 
 def read(path, ids):
@@ -82,11 +82,6 @@ def main(args):
                 print(f"  {'':14s} recognised {confusion[i, i] / confusion[i].sum():.0%}, {shares}")
         result[group] = {key: float(np.mean([m[key] for m in made])) for key in ("accuracy", "f1_macro")}
     return result
-
-
-def spread(values):
-    """`0.741 ± 0.012`, without the second figure of a single run."""
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ import artefacts  # noqa: E402
 import v2  # noqa: E402
 from augment import make_generator  # noqa: E402
 from invariants import G, unit  # noqa: E402
-from metrics import scores  # noqa: E402
+from metrics import scores, spread  # noqa: E402
 from models_v2 import Masked, Network, Projection  # noqa: E402
 from physics import amplify, relocate, retime, shift, smooth  # noqa: E402
 
@@ -173,8 +173,7 @@ def show(rows, versions, cases):
             mine = [row for row in rows if row["version"] == version and case in (row["shift"], "mean")]
             seeds = dict.fromkeys(row["seed"] for row in mine)
             each = [np.mean([row["f1_macro"] for row in mine if row["seed"] == seed]) for seed in seeds]
-            sd = f" ± {np.std(each, ddof=1):.3f}" if len(each) > 1 else ""
-            line += f"{np.mean(each):.3f}{sd}".rjust(20)
+            line += spread(each).rjust(20)
             result[version] = float(np.mean(each))
         print(line)
     return result

@@ -200,11 +200,9 @@ def token_weights(head):
     The Linear's output has mean 0 if its weights' columns have, its variance is a quadratic form of the D features, and
     a score is linear in the normalised features: so D features a step are enough.
     """
-    patch, token, norm1, attention, _, _ = head.parts()
-    P, H = token.shape[-1], attention.H
-    W_q, W_k, _ = (part.view(H, -1, P) for part in attention.to_qkv.weight.chunk(3))  # (H, K, P)
-    own = norm1(token)[0, 0]  # (P,)
-    key = torch.einsum("hk,hkp->hp", W_q @ own, W_k) * P**-0.5  # (H, P)
+    patch, _, norm1, _, _, _ = head.parts()
+    own, key = head.class_query()  # (P,), (H, P)
+    P = len(own)
     W, b = patch.weight - patch.weight.mean(0), patch.bias - patch.bias.mean()
     form, linear, constant = W.T @ W / P, 2 * W.T @ b / P, b @ b / P + norm1.eps
     scaled = key * norm1.weight
@@ -229,17 +227,11 @@ def read_out(weights, h):
 
 def class_output(head, weights, own, steps, factors, mixed, keep=None):
     """models.Contrastive.class_output from what read_out took of the representation: (B, P)."""
-    _, token, norm1, attention, norm2, mlp = head.parts()
-    P, H = token.shape[-1], attention.H
+    _, token, norm1, _, _, _ = head.parts()
     W, b = weights.value
-    W_v = attention.to_qkv.weight.chunk(3)[2].view(H, -1, P)
     mixed = norm1.weight * (mixed @ W.T + factors[..., None] * b) + steps[..., None] * norm1.bias  # (B, H, P)
     mixed = mixed + own[..., None] * norm1(token)
-    a = attention.to_out(torch.einsum("bhp,hkp->bhk", mixed, W_v).flatten(1))
-    token = token[0, 0] + (a * keep["out"] if keep else a)
-    inner = F.relu(mlp.net["0"](norm2(token)))
-    out = mlp.net["3"](inner * keep["inner"] if keep else inner)
-    return token + (out * keep["mlp"] if keep else out)
+    return head.after_class_query(mixed, keep)
 
 
 # -------------------------------------------------------------------------------------------------------- losses

@@ -130,21 +130,15 @@ def class_output(head, h, keep=None):
     Before the layer that token is the same for all windows: its query is folded into the key weights, which leaves
     one vector a head to multiply the tokens with, and the value weights are applied after the weighting.
     """
-    patch, token, norm1, attention, norm2, mlp = head.parts()
-    P, H = token.shape[-1], attention.H
-    W_q, W_k, W_v = (part.view(H, -1, P) for part in attention.to_qkv.weight.chunk(3))  # (H, K, P)
-    own = norm1(token)[0, 0]  # (P,)
-    key = torch.einsum("hk,hkp->hp", W_q @ own, W_k) * P**-0.5  # (H, P)
+    patch, _, norm1, attention, _, _ = head.parts()
+    H = attention.H
+    own, key = head.class_query()  # (P,), (H, P)
     others = norm1(patch(h))  # (B, T, P)
     scores = others @ key.T  # (B, T, H)
     scores = torch.cat([(key @ own).expand(len(h), 1, H), scores], dim=1)
     weights = torch.softmax(scores, dim=1).transpose(1, 2)  # (B, H, 1 + T)
     mixed = weights[:, :, :1] * own + weights[:, :, 1:] @ others  # (B, H, P)
-    a = attention.to_out(torch.einsum("bhp,hkp->bhk", mixed, W_v).flatten(1))
-    token = token[0, 0] + (a * keep["out"] if keep else a)
-    inner = F.relu(mlp.net["0"](norm2(token)))
-    out = mlp.net["3"](inner * keep["inner"] if keep else inner)
-    return token + (out * keep["mlp"] if keep else out)
+    return head.after_class_query(mixed, keep)
 
 
 def in_bfloat16(*modules):

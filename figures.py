@@ -26,8 +26,8 @@ import numpy as np  # noqa: E402
 import artefacts  # noqa: E402
 import calibration  # noqa: E402
 import ledger  # noqa: E402
-from metrics import scores  # noqa: E402
-from table import METRICS, Results, mean_over, spread  # noqa: E402
+from metrics import scores, spread  # noqa: E402
+from table import METRICS, Results, mean_over  # noqa: E402
 
 # Okabe and Ito's colours, told apart by colour-blind readers too
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]

@@ -305,19 +305,12 @@ def class_output(head, h, B, keep):
     Their LayerNorm is gamma * unit + beta: gamma goes into the query, beta and the class token are added to what was
     pooled, the latter with the weight that its score has beside all others.
     """
-    patch, token, norm1, attention, norm2, mlp = head.parts()
-    P, H = token.shape[-1], attention.H
-    W_q, W_k, W_v = (part.view(H, -1, P) for part in attention.to_qkv.weight.chunk(3))  # (H, K, P)
-    own = norm1(token)[0, 0]
-    key = torch.einsum("hk,hkp->hp", W_q @ own, W_k) * P**-0.5
+    patch, _, norm1, _, _, _ = head.parts()
+    own, key = head.class_query()  # (P,), (H, P)
     pooled, logs = Pool.apply(h, patch.weight, patch.bias, key * norm1.weight, B, norm1.eps)
     share = torch.sigmoid(key @ own - (logs + key @ norm1.bias))[:, :, None]  # (B, H, 1)
     mixed = share * own + (1 - share) * (norm1.weight * pooled + norm1.bias)
-    a = attention.to_out(torch.einsum("bhp,hkp->bhk", mixed, W_v).flatten(1))
-    token = token[0, 0] + (a * keep["out"] if keep else a)
-    inner = F.relu(mlp.net["0"](norm2(token)))
-    out = mlp.net["3"](inner * keep["inner"] if keep else inner)
-    return token + (out * keep["mlp"] if keep else out)
+    return head.after_class_query(mixed, keep)
 
 
 def losses(model, head, views, masks, keep, both, gather=lambda classes: classes, dtype=torch.float32):

@@ -39,3 +39,10 @@ def report(title, result, names):
     for name, row in zip(names, result["confusion"], strict=True):
         lines.append(f"  {name}".ljust(width + 2) + "".join(str(count).rjust(width) for count in row))
     return "\n".join(lines)
+
+
+def spread(values):
+    """`0.741 ± 0.012`: mean and sample standard deviation; the mean alone of a single run, a dash of none (None)."""
+    if values is None:
+        return "–"
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")

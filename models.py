@@ -243,6 +243,30 @@ class Contrastive(nn.Module):
         attention, mlp = (residual.fn for residual in seq.transformer.layers[0])
         return seq.patch_to_embedding, seq.c_token, attention.norm, attention.fn, mlp.norm, mlp.fn
 
+    def class_query(self):
+        """For the fast paths: the class token normalised (P,), its query folded into the key weights and scaled (H, P).
+
+        Before the layer that token is the same for all windows: its score of a normalised token t is key . t.
+        """
+        _, token, norm1, attention, _, _ = self.parts()
+        P, H = token.shape[-1], attention.H
+        W_q, W_k, _ = (part.view(H, -1, P) for part in attention.to_qkv.weight.chunk(3))  # (H, K, P)
+        own = norm1(token)[0, 0]
+        return own, torch.einsum("hk,hkp->hp", W_q @ own, W_k) * P**-0.5
+
+    def after_class_query(self, mixed, keep=None):
+        """The class token after the layer from each head's weighted sum of normalised tokens (B, H, P): (B, P).
+
+        The value weights are applied here, after the weighting; `keep` as in class_output.
+        """
+        _, token, _, attention, norm2, mlp = self.parts()
+        W_v = attention.to_qkv.weight.chunk(3)[2].view(attention.H, -1, mixed.shape[-1])  # (H, K, P)
+        a = attention.to_out(torch.einsum("bhp,hkp->bhk", mixed, W_v).flatten(1))
+        token = token[0, 0] + (a * keep["out"] if keep else a)
+        inner = F.relu(mlp.net["0"](norm2(token)))
+        out = mlp.net["3"](inner * keep["inner"] if keep else inner)
+        return token + (out * keep["mlp"] if keep else out)
+
     def class_output(self, h, keep=None):
         """The class token after the layer: representation (B, T, D) -> (B, P).
 

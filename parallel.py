@@ -22,7 +22,7 @@ class Processes:
 
     def __init__(self, gpu=None):
         """Joins the others if torchrun started this process; `gpu` is the -g flag. Raises UserError."""
-        self.rank, self.size = utils.process_number(), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.size = utils.process_number(), utils.process_count()
         if self.size > 1 and gpu not in (None, "cpu"):
             raise UserError(f"-g {gpu}: under torchrun each process takes a GPU of its own; leave -g out, or -g cpu")
         on_gpu = self.size > 1 and gpu is None and torch.cuda.is_available()

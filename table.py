@@ -15,6 +15,7 @@ import artefacts
 import ledger
 import utils
 from grid import RATE
+from metrics import spread
 from utils import UserError
 
 FOLDER = Path("results")
@@ -65,13 +66,6 @@ def mean_over(parts, metric):
         return None
     runs = sorted(set.intersection(*({run for run in part if part[run].get(metric, "") != ""} for part in parts)))
     return np.array([np.mean([float(part[run][metric]) for part in parts]) for run in runs]) if runs else None
-
-
-def spread(values):
-    """`0.741 ± 0.012`, the mean alone of a single run, a dash of none."""
-    if values is None:
-        return "–"
-    return f"{values.mean():.3f}" + (f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else "")
 
 
 class Results:

@@ -77,7 +77,7 @@ def run(main, args):
     except KeyboardInterrupt:
         if not process_number():  # torchrun stops the processes that are left when one has died
             why = ": another process has ended, or torchrun was stopped; the same command continues the run"
-            print("interrupted" + (why if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""), file=sys.stderr)
+            print("interrupted" + (why if process_count() > 1 else ""), file=sys.stderr)
         sys.exit(130)
 
 
@@ -90,6 +90,11 @@ def warn(message):
 def process_number():
     """Which of the processes that torchrun started this is, from 0; 0 without it."""
     return int(os.environ.get("RANK", 0))
+
+
+def process_count():
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def a_number(kind, test, wanted):

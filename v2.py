@@ -12,7 +12,6 @@ interrupted run continues to the same bits on the CPU.
 
 import copy
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +112,7 @@ def pretrain(args):
     cfg, model_cfg = utils.read_train_config(args), utils.read_encoder_config(args.model_version)
     device, seed = utils.pick_device(args.gpu), cfg["seed"]
     refuse_copies(args)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if utils.process_count() > 1:
         raise UserError(f"-mv {args.model_version} trains in one process: leave torchrun out")
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     utils.check_fits(model_cfg, data_cfg)
