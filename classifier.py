@@ -17,6 +17,8 @@ from utils import make_parser, run
 def get_args(argv=None):
     parser = make_parser(__doc__, train_cfg="config/train.json")
     parser.add_argument("--restart", action="store_true", help="start afresh where an interrupted run left its state")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="of the large products: default fp32 on "
+                        "a CPU, tf32 on a GPU; bf16 is for a CPU with AMX")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
@@ -32,6 +34,7 @@ from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
 import calibration  # noqa: E402
+import cpu  # noqa: E402
 import fast  # noqa: E402
 import utils  # noqa: E402
 import v2  # noqa: E402
@@ -73,8 +76,22 @@ def load_embedding(args):
     return embed_path, label_path, embed.shape, copies, method, ids, names, record
 
 
-def train_epoch(model, optimizer, h, y, batch_size, most, generator):
-    """One epoch (at most `most` steps) over the labelled windows in a random order; returns the mean loss, a tensor."""
+def settle_precision(precision, device):
+    """The type in which a CPU makes large products (None: that of their inputs); sets PyTorch's precision on a GPU."""
+    if device.type == "cpu":
+        fast.keep_freed_memory()
+        return cpu.dtype_of(precision)
+    if precision == "bf16":
+        raise UserError("--precision bf16 of the classifier is for a CPU with AMX; take tf32 or fp32 on a GPU")
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    return None
+
+
+def train_epoch(model, optimizer, h, y, batch_size, most, generator, dtype=None):
+    """One epoch (at most `most` steps) over the labelled windows in a random order; returns the mean loss, a tensor.
+
+    On a CPU the large products are made in `dtype` (that of h).
+    """
     model.train()
     on_cpu = h.device.type == "cpu" and isinstance(model, Classifier)  # not a baseline
     dropout = Dropout.of(model, generator) if on_cpu else None
@@ -82,7 +99,7 @@ def train_epoch(model, optimizer, h, y, batch_size, most, generator):
     order = torch.randperm(len(h), generator=generator, device=h.device)[: most * batch_size]
     for rows in order.split(batch_size):
         if on_cpu:
-            loss = cross_entropy(fast_logits(model, h[rows], dropout), y[rows])
+            loss = cross_entropy(fast_logits(model, h[rows], dropout, dtype), y[rows])
         else:
             loss = model(h[rows], y[rows])[1]
         optimizer.zero_grad()
@@ -93,11 +110,12 @@ def train_epoch(model, optimizer, h, y, batch_size, most, generator):
 
 
 @torch.no_grad()
-def predict(model, h):
-    """Logits (N, classes) of representations h (N, T, D), in eval mode."""
+def predict(model, h, dtype=None):
+    """Logits (N, classes) of representations h (N, T, D), in eval mode; with `dtype` on a CPU as in train_epoch."""
     model.eval()
     batch_size = 64 if h.device.type == "cpu" else 1024  # the feed-forward of a batch of 64 takes 63 MB
-    return torch.cat([model(part) for part in h.split(batch_size)])
+    logits = (lambda part: fast_logits(model, part, None, dtype)) if dtype else model
+    return torch.cat([logits(part) for part in h.split(batch_size)])
 
 
 def main(args):
@@ -108,8 +126,8 @@ def main(args):
     if args.deterministic:
         utils.set_deterministic()
     device = utils.pick_device(args.gpu)
-    if device.type == "cpu":
-        fast.keep_freed_memory()
+    precision = args.precision or ("fp32" if device.type == "cpu" else "tf32")
+    dtype = settle_precision(precision, device)
     embed_path, label_path, shape, copies, method, ids, names, record = load_embedding(args)
     label_rate = 0.1 if args.label_rate is None else args.label_rate
     if shape[2] != model_cfg["input_size"]:
@@ -146,7 +164,8 @@ def main(args):
         "label_index": args.label_index, "label_rate": label_rate, "augment_method": method, "train": cfg,
         "model": model_cfg, "classes": names, "embedding": embedding,
     }  # fmt: skip
-    run = {"device": device.type, "made_from": {str(p): artefacts.fingerprint(p) for p in (embed_path, label_path)}}
+    parents = {str(p): artefacts.fingerprint(p) for p in (embed_path, label_path)}
+    run = {"device": device.type, "precision": precision, "made_from": parents}
     resume = Resume(path.with_name(f"{path.stem}_state.pt"), config | run, args.restart)
     first, best, history = 0, {"loss": math.inf}, []
     if state := resume.load():
@@ -165,8 +184,8 @@ def main(args):
                 break
             generator = make_generator(device, seed, "classifier epoch", epoch)
             torch.manual_seed(generator.initial_seed())  # dropout on a GPU: a function of (seed, epoch) too
-            loss = train_epoch(model, optimizer, h, y, batch_size, most, generator).item()
-            val_loss = cross_entropy(predict(model, val_h), val_y).item()
+            loss = train_epoch(model, optimizer, h, y, batch_size, most, generator, dtype).item()
+            val_loss = cross_entropy(predict(model, val_h, dtype), val_y).item()
             if not math.isfinite(loss + val_loss):
                 raise UserError(f"the loss is not finite in epoch {epoch + 1} (training {loss:.4g}, validation "
                                 f"{val_loss:.4g}); lower 'lr' in the -t config")  # fmt: skip
@@ -188,7 +207,7 @@ def main(args):
         result = scores(y.cpu().numpy(), logits.argmax(1).cpu().numpy(), len(names))
         result |= calibration.errors(logits, y, temperature)
         made_from = [embed_path, label_path, *(record["made_from"] if record else ())]
-        more = {"epoch": best["epoch"], "temperature": temperature, "source_test": result}
+        more = {"epoch": best["epoch"], "precision": precision, "temperature": temperature, "source_test": result}
         artefacts.save_state(path, best["model"], artefacts.make_record(config, made_from, str(device), **more))
         artefacts.save_table(path.with_name(f"{path.stem}_losses.csv"), history)
     resume.finished()

@@ -2,8 +2,13 @@
 
 Beside the shortcuts of fast.py, which also explains them: everything that depends on the weights alone is folded
 together once a step (encoder_weights, token_weights), a chunk of windows goes through all operations before the next
-one does, and attention keeps its features before its time steps, the order in which heads need no copy and a product
-with heads of 18 features fills the vector registers. tests/test_cpu.py holds all of it against the plain functions.
+one does, attention keeps its features before its time steps, the order in which heads need no copy and a product with
+heads of 18 features fills the vector registers, and softmax is left with one pass over the scores. tests/test_cpu.py
+holds all of it against the plain functions.
+
+With `dtype` bfloat16, on a CPU with AMX, what has many rows is made in it: the products of encoder and class token, and
+attention. LayerNorms, the folding of weights and the losses stay in float32: PyTorch's LayerNorm takes two to three
+times longer in bfloat16.
 
 Axes as in models.py; N stands for B * H, a window's heads one after another.
 """
@@ -15,8 +20,24 @@ import torch.nn.functional as F
 
 from augment import hide, take_steps
 from models import merge_heads, nt_xent, split_heads
+from utils import UserError
 
-CHUNK = 64  # windows that go through all operations together, for each thread: the larger, the fewer calls
+CHUNK = 128  # windows that go through all operations together, for each thread: the larger, the fewer calls
+
+
+def has_amx():
+    """Whether this CPU multiplies bfloat16 matrices in tiles (AMX). Without, such products may take minutes."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())
+
+
+def dtype_of(precision):
+    """The type in which a CPU makes large products: bfloat16, or None for that of their inputs (tf32 is a GPU's)."""
+    if precision != "bf16":
+        return None
+    if not has_amx():
+        raise UserError("--precision bf16 on a CPU needs one with AMX, which this one is not; leave it out")
+    return torch.bfloat16
 
 
 def chunks(n):
@@ -34,7 +55,7 @@ class EncoderWeights(NamedTuple):
     form: torch.Tensor  # (C + 1, C + 1): the variance over a step's D features is x form x
     lift: torch.Tensor  # (C + 1, D): channels and 1 to features of mean 0, gamma applied
     position: torch.Tensor  # (T, D), beta added
-    before: tuple  # softmax; all_steps: q (D, D), its bias (D, 1), k, v (D, D); chosen_steps: both in one, its bias
+    before: tuple  # softmax; all_steps: q, k (D, D), v (H * V, D), biases (.., 1); chosen_steps: both in one, its bias
     after: tuple  # it, to the first norm's input, with bias (D,); all_steps: (D, D), chosen_steps: (D, H * D)
 
 
@@ -55,7 +76,10 @@ def encoder_weights(transformer, all_steps):
     residual = transformer.proj.weight + torch.eye(D, dtype=q.dtype)  # (D, D)
     bias = residual @ attn.proj_v.bias + transformer.proj.bias
     if all_steps:
-        before, after = (q, b_q[:, None], k, v), (residual, bias)
+        v = F.pad(v.view(H, -1, D), (0, 0, 0, ones(D // H))).flatten(0, 1)  # (H * V, D)
+        b_v = F.pad(torch.zeros(H, D // H, 1, dtype=v.dtype), (0, 0, 0, 1), value=1.0)
+        b_v = F.pad(b_v, (0, 0, 0, ones(D // H) - 1)).flatten(0, 1)  # (H * V, 1): 1 is a head's feature K
+        before, after = (q, k, v, b_q[:, None], b_v), (residual, bias)
     else:
         q, b_q, k, v = q.view(H, -1, D), b_q.view(H, 1, -1), k.view(H, -1, D), v.view(H, -1, D)
         heads = residual.view(D, H, -1).transpose(0, 1)  # (H, D, K)
@@ -63,6 +87,11 @@ def encoder_weights(transformer, all_steps):
         after = (heads @ v).transpose(0, 1).reshape(D, H * D), bias
     form, position = lift.T @ lift / D, embedding.pos_embed.weight + norm.beta
     return EncoderWeights(form, (norm.gamma[:, None] * lift).T, position, before, after)
+
+
+def ones(K):
+    """Rows that follow a head's K features in v: the first is 1 and adds up the weights, 0 fill them to a register."""
+    return 4 - K % 4
 
 
 def embed(transformer, weights, x):
@@ -74,30 +103,50 @@ def embed(transformer, weights, x):
     return transformer.embed.norm(h)
 
 
-def after_attention(transformer, h):
-    """What follows the first residual: (B, T, D) -> (B, T, D)."""
+def linear(h, W, b):
+    """F.linear in the type of h."""
+    return F.linear(h, W.to(h.dtype), b.to(h.dtype))
+
+
+def after_attention(transformer, h, dtype):
+    """What follows the first residual: (B, T, D) -> (B, T, D). The feed-forward is made in `dtype`."""
     h = transformer.norm1(h)
-    return transformer.norm2(h + transformer.pwff(h))
+    fc1, fc2 = transformer.pwff.fc1, transformer.pwff.fc2
+    inner = F.gelu(linear(h.to(dtype), fc1.weight, fc1.bias))
+    return transformer.norm2(h + linear(inner, fc2.weight, fc2.bias).to(h.dtype))
 
 
 class Attention(torch.autograd.Function):
-    """softmax(q^T k) applied to v, features before steps: q, k, v (N, K, T) -> (N, K, T).
+    """softmax(q^T k) applied to v, features before steps: q, k (N, K, T), v (N, V, T) -> (N, K, T).
 
-    The five products of the backward pass as autograd has them, but without its copies of transposed T x T matrices,
-    and with the scores' gradient written over that of the weights.
+    v holds K features, then 1 (see ones): its sum is softmax's denominator, by which K features a step are divided
+    instead of T weights. So softmax is one pass over the scores, and so is its gradient, written over that of the
+    weights. The five products of the backward pass are those of autograd without its copies of transposed matrices.
     """
 
     @staticmethod
     def forward(ctx, q, k, v):
-        weights = torch.softmax(q.transpose(1, 2) @ k, dim=-1)  # (N, T, T)
-        ctx.save_for_backward(q, k, v, weights)
-        return v @ weights.transpose(1, 2)
+        K = q.shape[1]
+        weights = (q.transpose(1, 2) @ k).exp_()  # (N, T, T)
+        sums = v @ weights.transpose(1, 2)  # (N, V, T)
+        if out_of_range(sums[:, K]):
+            weights = q.transpose(1, 2) @ k
+            weights.sub_(weights.amax(-1, keepdim=True)).exp_()
+            sums = v @ weights.transpose(1, 2)
+        total = sums[:, K : K + 1].reciprocal()
+        out = sums[:, :K] * total
+        ctx.save_for_backward(q, k, v, weights, total, out)
+        return out
 
     @staticmethod
     def backward(ctx, g):
-        q, k, v, weights = ctx.saved_tensors
-        scores = softmax_backward(g.transpose(1, 2) @ v, weights)
-        return k @ scores.transpose(1, 2), q @ scores, g @ weights
+        q, k, v, weights, total, out = ctx.saved_tensors
+        K = q.shape[1]
+        sums = torch.zeros_like(v)  # their gradient
+        torch.mul(g, total, out=sums[:, :K])
+        sums[:, K] = -(sums[:, :K] * out).sum(1)
+        scores = (sums.transpose(1, 2) @ v).mul_(weights)
+        return k @ scores.transpose(1, 2), q @ scores, sums @ weights
 
 
 class SharedAttention(torch.autograd.Function):
@@ -108,32 +157,39 @@ class SharedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, h):
-        weights = torch.softmax(q @ h.transpose(1, 2), dim=-1)  # (B, Q, T)
+        weights = (q @ h.transpose(1, 2)).exp_()  # (B, Q, T)
+        total = weights.sum(-1, keepdim=True)
+        if out_of_range(total):
+            weights = torch.softmax(q @ h.transpose(1, 2), dim=-1)
+        else:
+            weights.mul_(total.reciprocal())
         ctx.save_for_backward(q, h, weights)
         return weights @ h
 
     @staticmethod
     def backward(ctx, g):
         q, h, weights = ctx.saved_tensors
-        scores = softmax_backward(g @ h.transpose(1, 2), weights)
+        scores = torch._softmax_backward_data(g @ h.transpose(1, 2), weights, -1, g.dtype)
         return scores @ h, (weights.transpose(1, 2) @ g).baddbmm_(scores.transpose(1, 2), q)
 
 
-def softmax_backward(g, weights):
-    """The gradient of the scores, written over that of the weights."""
-    return torch._softmax_backward_data(g, weights, -1, g.dtype, grad_input=g)
+def out_of_range(sums):
+    """Whether sums of exponentials lie so far from 1 that softmax's shift of each row is needed, or one is NaN."""
+    low, high = sums.aminmax()
+    return not 1e-18 < low <= high < 1e18  # halfway to float32's limits: gradients are divided by them
 
 
-def all_steps(transformer, weights, x):
-    """models.Transformer: x (B, T, C) -> (B, T, D)."""
-    h = embed(transformer, weights, x)
+def all_steps(transformer, weights, x, dtype=None):
+    """models.Transformer: x (B, T, C) -> (B, T, D). The large products are made in `dtype` (that of x)."""
+    h, dtype = embed(transformer, weights, x), dtype or x.dtype
     (B, T, D), H = h.shape, transformer.attn.H
-    q, b_q, k, v = (part.expand(B, -1, -1) for part in weights.before)
-    tokens = h.transpose(1, 2)  # (B, D, T)
-    q, k, v = torch.baddbmm(b_q, q, tokens), k @ tokens, v @ tokens
-    a = Attention.apply(*(part.view(B * H, D // H, T) for part in (q, k, v))).view(B, D, T)
-    residual, bias = weights.after
-    return after_attention(transformer, torch.baddbmm(bias, a.transpose(1, 2), residual.T.expand(B, -1, -1)))
+    q, k, v, b_q, b_v = (part.to(dtype).expand(B, -1, -1) for part in weights.before)
+    tokens = h.to(dtype).transpose(1, 2)  # (B, D, T)
+    q, k, v = torch.baddbmm(b_q, q, tokens), k @ tokens, torch.baddbmm(b_v, v, tokens)
+    a = Attention.apply(*(part.view(B * H, -1, T) for part in (q, k, v))).view(B, D, T)
+    residual, bias = (part.to(dtype) for part in weights.after)
+    a = torch.baddbmm(bias, a.transpose(1, 2), residual.T.expand(B, -1, -1))
+    return after_attention(transformer, a.to(h.dtype), dtype)
 
 
 def encoder(transformer):
@@ -141,56 +197,62 @@ def encoder(transformer):
 
     The fused attention needs its queries, keys and values step by step; they come from one product.
     """
-    if transformer.n_layers != 1 or not transformer.embed.emb_norm:
-        return transformer
     weights, H = encoder_weights(transformer, all_steps=True), transformer.attn.H
-    q, b_q, k, v = weights.before
+    q, k, v, b_q, _ = weights.before
+    v = v.view(H, -1, v.shape[1])[:, : len(q) // H].flatten(0, 1)
     W, b = torch.cat([q, k, v]), torch.cat([b_q[:, 0], torch.zeros_like(b_q[:, 0]), torch.zeros_like(b_q[:, 0])])
 
     def forward(x):
         q, k, v = (split_heads(part, H) for part in F.linear(embed(transformer, weights, x), W, b).chunk(3, dim=-1))
         a = merge_heads(F.scaled_dot_product_attention(q, k, v, scale=1.0))
-        return after_attention(transformer, F.linear(a, *weights.after))
+        return after_attention(transformer, F.linear(a, *weights.after), a.dtype)
 
     return forward
 
 
-def chosen_steps(transformer, weights, x, positions):
-    """The representation of the chosen steps only: x (B, T, C), positions (B, M) -> (B, M, D)."""
-    h = embed(transformer, weights, x)
+def chosen_steps(transformer, weights, x, positions, dtype=None):
+    """The representation of the chosen steps only: x (B, T, C), positions (B, M) -> (B, M, D); `dtype` as above."""
+    h, dtype = embed(transformer, weights, x).to(dtype or x.dtype), dtype or x.dtype
     (B, M), D = positions.shape, h.shape[-1]
-    q = F.linear(take_steps(h, positions), *weights.before).view(B, -1, D)  # (B, M * H, D)
+    q = linear(take_steps(h, positions), *weights.before).view(B, -1, D)  # (B, M * H, D)
     a = SharedAttention.apply(q, h).view(B, M, -1)
-    return after_attention(transformer, F.linear(a, *weights.after))
+    return after_attention(transformer, linear(a, *weights.after).to(x.dtype), dtype)
 
 
 # ---------------------------------------------------------------------------------------------- contrastive head
 
 
-class QuadraticForm(torch.autograd.Function):
-    """h G h of every row with a symmetric G: (N, D), (D, D) -> (N,). Its gradient needs no product but that of G."""
+class Forms(torch.autograd.Function):
+    """A quadratic form and S linear ones of every row: h (N, D), W (D + S, D) -> (N,), (N, S).
+
+    W is the symmetric matrix of the one over the others' rows. By symmetry both gradients are one product each.
+    """
 
     @staticmethod
-    def forward(ctx, h, G):
-        product = h @ G
-        ctx.save_for_backward(h, product)
-        return torch.linalg.vecdot(product, h)
+    def forward(ctx, h, W):
+        D = h.shape[1]
+        product = h @ W.T
+        ctx.save_for_backward(h, W)
+        return (product[:, :D] * h).sum(1), product[:, D:].contiguous()
 
     @staticmethod
-    def backward(ctx, g):
-        h, product = ctx.saved_tensors
-        return product * (2 * g[:, None]), (h * g[:, None]).T @ h
+    def backward(ctx, g_quadratic, g_linear):
+        h, W = ctx.saved_tensors
+        D = h.shape[1]
+        left = torch.empty(len(h), len(W), dtype=h.dtype)
+        torch.mul(h, g_quadratic[:, None], out=left[:, :D])
+        left[:, D:] = g_linear
+        return left @ torch.cat([2 * W[:D], W[D:]]), left.T @ h
 
 
 class TokenWeights(NamedTuple):
     """What the class token's attention needs to know of a step's token without making its P features."""
 
-    form: torch.Tensor  # (D, D): the variance over those features is h form h + linear h + constant
-    linear: torch.Tensor  # (D,)
-    constant: torch.Tensor
-    key: tuple  # (H, D) and (H,): scores before the division by the standard deviation
+    forms: torch.Tensor  # (D + S, D): the variance over those features as a quadratic form, a linear one, H scores, 0s
+    constants: torch.Tensor  # (1 + H,): the variance's, the scores', which are those before the standard deviation
     shift: torch.Tensor  # (H,): what the norm's beta adds to the scores
     own: torch.Tensor  # (H,): the class token's score of itself
+    least: float  # variance, which rounding must not bring below 0
     value: tuple  # centred weights (P, D) and bias (P,) of the Linear to P features
 
 
@@ -204,25 +266,29 @@ def token_weights(head):
     own, key = head.class_query()  # (P,), (H, P)
     P = len(own)
     W, b = patch.weight - patch.weight.mean(0), patch.bias - patch.bias.mean()
-    form, linear, constant = W.T @ W / P, 2 * W.T @ b / P, b @ b / P + norm1.eps
     scaled = key * norm1.weight
-    key = (scaled @ W, scaled @ b), key @ norm1.bias, key @ own
-    return TokenWeights(form, linear, constant, *key, (W, b))
+    forms = torch.cat([W.T @ W / P, (2 * W.T @ b / P)[None], scaled @ W])
+    forms = F.pad(forms, (0, 0, 0, -len(forms) % 4))  # zeros fill the rows to a register
+    constants = torch.cat([(b @ b / P + norm1.eps)[None], scaled @ b])
+    return TokenWeights(forms, constants, key @ norm1.bias, key @ own, norm1.eps, (W, b))
 
 
-def read_out(weights, h):
+def read_out(weights, h, dtype=None):
     """What the class token's heads take from the steps: (B, T, D) -> its own weight and that of all steps (B, H) twice,
     the weighted sums of the steps' normalising factors (B, H) and of their normalised features (B, H, D).
+
+    The steps' products are made in `dtype` (that of h).
     """
     B, T, D = h.shape
-    flat = h.view(B * T, D)
-    variance = QuadraticForm.apply(flat, weights.form) + torch.addmv(weights.constant, flat, weights.linear)
-    factor = torch.rsqrt(variance).view(B, 1, T)
-    scores = F.linear(h, *weights.key).transpose(1, 2) * factor + weights.shift[:, None]  # (B, H, T)
+    tokens, H = h.to(dtype or h.dtype), len(weights.own)
+    variance, forms = Forms.apply(tokens.view(B * T, D), weights.forms.to(tokens.dtype))
+    forms = forms[:, : 1 + H].to(h.dtype) + weights.constants
+    factor = torch.rsqrt((variance.to(h.dtype) + forms[:, 0]).clamp_min(weights.least)).view(B, 1, T)
+    scores = forms[:, 1:].view(B, T, H).transpose(1, 2) * factor + weights.shift[:, None]  # (B, H, T)
     scores = torch.cat([weights.own.expand(B, -1)[..., None], scores], dim=2)
     own, steps = torch.softmax(scores, dim=2).split([1, T], dim=2)
     scaled = steps * factor
-    return own[..., 0], steps.sum(2), scaled.sum(2), scaled @ h
+    return own[..., 0], steps.sum(2), scaled.sum(2), (scaled.to(tokens.dtype) @ tokens).to(h.dtype)
 
 
 def class_output(head, weights, own, steps, factors, mixed, keep=None):
@@ -237,8 +303,11 @@ def class_output(head, weights, own, steps, factors, mixed, keep=None):
 # -------------------------------------------------------------------------------------------------------- losses
 
 
-def losses(model, head, views, masks, keep, both, gather=lambda classes: classes):
-    """models.losses: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`."""
+def losses(model, head, views, masks, keep, both, gather=lambda classes: classes, dtype=None):
+    """models.losses: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`.
+
+    The large products of encoder and class token are made in `dtype`, the losses in that of the views.
+    """
     x = views.flatten(0, 1)  # (2B, T, C)
     hidden = hide(x, masks)
     encoder, weights = model.transformer, encoder_weights(model.transformer, both)
@@ -246,11 +315,11 @@ def losses(model, head, views, masks, keep, both, gather=lambda classes: classes
     chosen, taken = [], []
     for part in chunks(len(x)):
         if not both:
-            chosen.append(chosen_steps(encoder, weights, hidden[part], masks.positions[part]))
+            chosen.append(chosen_steps(encoder, weights, hidden[part], masks.positions[part], dtype))
             continue
-        h = all_steps(encoder, weights, hidden[part])
+        h = all_steps(encoder, weights, hidden[part], dtype)
         chosen.append(take_steps(h, masks.positions[part]))
-        taken.append(read_out(token, h))
+        taken.append(read_out(token, h, dtype))
     masked = F.mse_loss(model.reconstruct(torch.cat(chosen)), take_steps(x, masks.positions))
     if not both:
         return masked, torch.zeros_like(masked)

@@ -39,9 +39,8 @@ from utils import UserError  # noqa: E402
 @torch.no_grad()
 def classify(model, classifier, windows):
     """Logits (N, classes) of raw windows (N, T, C): encoder, then classifier, batch after batch."""
-    device = next(classifier.parameters()).device
     classifier.eval()
-    return torch.cat([classifier(h.to(device)).cpu() for h in encode(model, windows)])
+    return torch.cat([classifier(h) for h in encode(model, windows)]).cpu()
 
 
 def load_networks(args, path, checkpoint, model_cfg, classifier_cfg, names, again):

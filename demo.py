@@ -43,6 +43,8 @@ def choose_pair():
 
 
 def main(args):
+    import torch
+
     import classifier
     import cross_dataset_test
     import embedding
@@ -60,6 +62,7 @@ def main(args):
     results = []
     for title, script, flags in stages:
         print(f"\n== {title}: python {script.__name__}.py {' '.join(flags)}")
+        torch.set_float32_matmul_precision("highest")  # each stage starts as in a process of its own
         results.append(script.main(script.get_args(flags)))
 
     simulated = " (simulated)" if target == "sim" else ""

@@ -71,7 +71,7 @@ def main(args):
     record = artefacts.make_record(config, made_from, str(device))
     with artefacts.npy_writer(embed_path, shape, record=record) as write:
         for h in encode(model.to(device), windows):
-            write(h.numpy())
+            write(h.cpu().numpy())
     with artefacts.npy_writer(label_path, (len(windows), *labels.shape[1:]), labels.dtype, record) as write:
         for start in range(0, len(windows), 4096):
             write(labels[np.arange(start, min(start + 4096, len(windows))) % len(labels)])

@@ -18,33 +18,68 @@ import cpu
 from augment import hide, take_steps
 from models import losses as plain_losses
 from models import merge_heads, nt_xent, split_heads
+from utils import UserError
 
-CPU_CHUNK = 128  # windows that go through the encoder together on a CPU: their activations stay in the cache
+
+def shortcuts_hold(model_cfg):
+    """Whether the encoder is of the kind that the fast paths compute: one pass, embeddings normalised."""
+    return model_cfg["n_layers"] == 1 and model_cfg["emb_norm"]
 
 
-def losses_for(model_cfg, device, precision):
-    """The fast losses where they hold for this encoder, else the plain ones, with one line that says so."""
+def default_precision(model_cfg, device, plain=False):
+    return "bf16" if device.type == "cuda" and shortcuts_hold(model_cfg) and not plain else "fp32"
+
+
+def losses_for(model_cfg, device, precision, plain=False):
+    """The losses of pretraining: the fast ones where they hold for this encoder, else the plain ones, with one line.
+
+    Sets how PyTorch multiplies float32 matrices on a GPU. Raises UserError where bf16 is not to be had.
+    """
     if device.type == "cpu":
         keep_freed_memory()
-    if precision != "fp32":
-        torch.set_float32_matmul_precision("high")  # with bf16 too: what it leaves in float32 is small
-    if model_cfg["n_layers"] == 1 and model_cfg["emb_norm"]:
-        if device.type == "cpu" and precision == "fp32":
-            return cpu.losses
-        chosen = fused_losses() if device.type == "cuda" else losses
-        return functools.partial(chosen, dtype=torch.bfloat16) if precision == "bf16" else chosen
-    print("plain path: the shortcuts need an encoder of one pass (n_layers 1) with emb_norm")
-    return plain_losses
+        dtype = cpu.dtype_of(precision)
+    else:
+        # with bf16 too: what it leaves in float32 is small
+        torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+        dtype = torch.bfloat16 if precision == "bf16" else None
+    if plain or not shortcuts_hold(model_cfg):
+        if precision == "bf16":
+            raise UserError("--precision bf16 is for the fast path, an encoder of one pass (n_layers 1) with emb_norm "
+                            "and no --plain; leave it out")  # fmt: skip
+        if not plain:
+            print("plain path: the shortcuts need an encoder of one pass (n_layers 1) with emb_norm")
+        return plain_losses
+    chosen = cpu.losses if device.type == "cpu" else fused_losses()
+    return functools.partial(chosen, dtype=dtype) if dtype else chosen
 
 
 def fused_losses():
-    """gpu.losses, or those here where there is no Triton (PyTorch for CUDA brings it), with one line that says so."""
+    """gpu.losses, or those here where Triton does not work, with one line that says so."""
+    if gpu := fused():
+        return gpu.losses
+    print("slower path: Triton is not installed or cannot build, so PyTorch's own kernels do the work of gpu.py")
+    return losses
+
+
+def fused():
+    """The module gpu, or None without a Triton that can build a kernel (PyTorch for CUDA brings it; it needs gcc)."""
     try:
         import gpu
-    except ImportError:
-        print("slower path: Triton is not installed, so PyTorch's own kernels do the work of gpu.py")
-        return losses
-    return gpu.losses
+
+        gpu.add_up(torch.ones(1, 1, device="cuda"))
+    except Exception:  # whatever it is: a missing module, compiler or driver, a folder that cannot be written
+        return None
+    return gpu
+
+
+def encoder_for(transformer, device):
+    """A function like models.Transformer, (B, T, C) -> (B, T, D), without gradients, with weights as they are now."""
+    if transformer.n_layers != 1 or not transformer.embed.emb_norm:
+        return transformer
+    if device.type == "cpu":
+        return cpu.encoder(transformer)
+    gpu = fused()
+    return functools.partial(gpu.encode, transformer) if gpu else transformer
 
 
 def keep_freed_memory():
@@ -164,27 +199,21 @@ def losses(model, head, views, masks, keep, both, gather=lambda classes: classes
     kernels), the two losses and everything from BatchNorm on in float32.
     """
     x = views.flatten(0, 1)  # (2B, T, C)
-    hidden, project = hide(x, masks), head.projection_head
+    hidden, project = hide(x, masks), head.project
     if dtype != torch.float32:
         model, head = in_bfloat16(model, head)
-    chunk = CPU_CHUNK if x.device.type == "cpu" else len(x)
-    chosen, classes = [], []
-    for start in range(0, len(x), chunk):
-        part = slice(start, start + chunk)
-        if not both:
-            chosen.append(chosen_steps(model.transformer, hidden[part], masks.positions[part]))
-            continue
-        h = all_steps(model.transformer, hidden[part])
-        chosen.append(take_steps(h, masks.positions[part]))
-        factors = {name: f[part].to(dtype) for name, f in keep.items()} if keep else None
-        classes.append(class_output(head, h, factors))
-    reconstruction = model.reconstruct(torch.cat(chosen)).to(x.dtype)
+    if both:
+        h = all_steps(model.transformer, hidden)
+        chosen = take_steps(h, masks.positions)
+    else:
+        chosen = chosen_steps(model.transformer, hidden, masks.positions)
+    reconstruction = model.reconstruct(chosen).to(x.dtype)
     masked = F.mse_loss(reconstruction, take_steps(x, masks.positions))
     if not both:
         return masked, torch.zeros_like(masked)
-    # both views together so far; from BatchNorm on, whose statistics are those of one view, each on its own
-    z1, z2 = map(project, gather(torch.cat(classes).to(x.dtype).unflatten(0, (2, -1))))
-    return masked, nt_xent(z1, z2)
+    factors = {name: f.to(dtype) for name, f in keep.items()} if keep else None
+    classes = class_output(head, h, factors).to(x.dtype).unflatten(0, (2, -1))
+    return masked, nt_xent(*project(gather(classes)).chunk(2))
 
 
 @contextlib.contextmanager

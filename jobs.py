@@ -61,7 +61,7 @@ def current(path, wanted, state=None):
 def call(command, restart=False):
     """Print a command and run it in this process: the script's main(args)."""
     print(f"\n$ {command}", flush=True)
-    torch.set_float32_matmul_precision("highest")  # pretraining lowers it: the next stage starts as in its own process
+    torch.set_float32_matmul_precision("highest")  # stages lower it: each starts as in a process of its own
     args = command.args()
     if restart and hasattr(args, "restart"):
         args.restart = True

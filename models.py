@@ -143,22 +143,23 @@ class MaskedModel(nn.Module):
 
 @torch.inference_mode()
 def encode(model, windows, batch_size=None):
-    """The representations of raw windows: (N, T, C) tensor in m/s^2 and rad/s -> yields (n, T, D) float32 on the CPU.
+    """The representations of raw windows: (N, T, C) tensor in m/s^2 and rad/s -> yields (n, T, D) float32.
 
     Instance-normalised, in eval mode, no masking; the model's mode is restored. Batch after batch (of a size that suits
-    the device), so that neither a large set nor its representation needs to fit; every script encodes through here.
+    the device, where they stay), so that neither a large set nor its representation needs to fit; every script encodes
+    through here.
     """
-    from cpu import encoder  # which imports this file: the plain functions stand first
+    from fast import encoder_for  # which imports this file: the plain functions stand first
 
     was_training = model.training
     device = next(model.parameters()).device
     batch_size = batch_size or (64 if device.type == "cpu" else 4096)
     model.eval()
-    forward = encoder(model.transformer) if device.type == "cpu" else model.transformer
+    forward = encoder_for(model.transformer, device)
     try:
         for start in range(0, len(windows), batch_size):
             x = torch.as_tensor(windows[start : start + batch_size]).to(device, torch.float32)
-            yield forward(instance_norm(x)).cpu()
+            yield forward(instance_norm(x))
     finally:
         model.train(was_training)
 
@@ -259,13 +260,29 @@ class Contrastive(nn.Module):
 
         The value weights are applied here, after the weighting; `keep` as in class_output.
         """
+        return self.after_attention(torch.einsum("bhp,hkp->bhk", mixed, self.value_weights()).flatten(1), keep)
+
+    def value_weights(self):
+        """Each head's (H, K, P)."""
+        attention = self.parts()[3]
+        return attention.to_qkv.weight.chunk(3)[2].unflatten(0, (attention.H, -1))
+
+    def after_attention(self, a, keep=None):
+        """The class token after the layer from all heads' results of its query, side by side (B, P): (B, P)."""
         _, token, _, attention, norm2, mlp = self.parts()
-        W_v = attention.to_qkv.weight.chunk(3)[2].view(attention.H, -1, mixed.shape[-1])  # (H, K, P)
-        a = attention.to_out(torch.einsum("bhp,hkp->bhk", mixed, W_v).flatten(1))
+        a = attention.to_out(a)
         token = token[0, 0] + (a * keep["out"] if keep else a)
         inner = F.relu(mlp.net["0"](norm2(token)))
         out = mlp.net["3"](inner * keep["inner"] if keep else inner)
         return token + (out * keep["mlp"] if keep else out)
+
+    def project(self, classes):
+        """projection_head of the two views' class tokens (2, B, P), one after the other: (2B, 18).
+
+        The products are made together; BatchNorm's statistics are those of each view.
+        """
+        first, norm, relu, last = self.projection_head
+        return last(relu(torch.cat([norm(view) for view in first(classes)])))
 
     def class_output(self, h, keep=None):
         """The class token after the layer: representation (B, T, D) -> (B, P).

@@ -19,7 +19,8 @@ from utils import a_number, make_parser, run
 def get_args(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("--plain", action="store_true", help="the plain path instead of the fast one (same numbers)")
-    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default fp32 on a CPU, bf16 on a GPU")
+    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default fp32 on a CPU (bf16 needs AMX "
+                        "there), bf16 on a GPU")  # fmt: skip
     size = a_number(float, lambda x: x >= 0, "a number of gigabytes")
     parser.add_argument("--memory_gb", type=size, help="most the views may take before they are streamed (default: "
                         "most of what is free)")  # fmt: skip
@@ -43,7 +44,7 @@ import parallel  # noqa: E402
 import utils  # noqa: E402
 from augment import copy_count, draw_masks, make_generator  # noqa: E402
 from batches import InMemory, copy_into, draw_epoch, open_views, section_steps  # noqa: E402
-from models import Contrastive, MaskedModel, losses  # noqa: E402
+from models import Contrastive, MaskedModel  # noqa: E402
 from pretrained import cloned, epoch_row, load_pretrained, save  # noqa: E402
 from resume import Resume  # noqa: E402
 from utils import UserError  # noqa: E402
@@ -95,6 +96,8 @@ def main(args):
     model_cfg = utils.read_encoder_config(args.model_version)
     processes = parallel.Processes(args.gpu)  # one, unless torchrun started more
     device = processes.device
+    precision = args.precision or fast.default_precision(model_cfg, device, args.plain)
+    step_losses = fast.losses_for(model_cfg, device, precision, args.plain)
     seed, method = cfg["seed"], args.augument_method or "channel_aug"
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     utils.check_fits(model_cfg, data_cfg, mask_cfg)
@@ -122,8 +125,6 @@ def main(args):
     optimizer = torch.optim.Adam(
         [*model.parameters(), *head.parameters()], lr=cfg["lr"], fused=True, capturable=device.type == "cuda"
     )
-    precision = args.precision or ("fp32" if device.type == "cpu" or args.plain else "bf16")
-    step_losses = losses if args.plain else fast.losses_for(model_cfg, device, precision)
     joined_losses = functools.partial(step_losses, gather=processes.gather) if processes.size > 1 else step_losses
 
     # where an interrupted run of the same configuration stopped

@@ -18,7 +18,8 @@ def window_means(model, dataset, version, index, rng):
     ids = utils.window_labels(labels, index, names, f"dataset/{dataset}/label_{version}.npy")
     rows = np.flatnonzero(ids >= 0)
     rows = np.sort(rng.choice(rows, min(EACH, len(rows)), replace=False))
-    return np.concatenate([h.mean(1).numpy() for h in encode(model, np.asarray(data[rows], np.float32))]), ids[rows]
+    means = [h.mean(1).cpu().numpy() for h in encode(model, np.asarray(data[rows], np.float32))]
+    return np.concatenate(means), ids[rows]
 
 
 def project(features, method):

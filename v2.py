@@ -111,7 +111,7 @@ def pretrain(args):
     """pretrain.py -mv v2: writes the same files as v1; without steps the encoder as it was initialised."""
     cfg, model_cfg = utils.read_train_config(args), utils.read_encoder_config(args.model_version)
     device, seed = utils.pick_device(args.gpu), cfg["seed"]
-    refuse_copies(args)
+    refuse_flags(args)
     if utils.process_count() > 1:
         raise UserError(f"-mv {args.model_version} trains in one process: leave torchrun out")
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
@@ -190,7 +190,10 @@ def load_pretrained(args, model_cfg):
     return model, path, record["config"] if record else {}
 
 
-def refuse_copies(args):
+def refuse_flags(args):
+    """Raises UserError for flags that mean nothing here."""
+    if getattr(args, "precision", None):
+        raise UserError(f"--precision {args.precision}: -mv {args.model_version} computes in float32; leave it out")
     if args.augument_method:
         raise UserError(f"-am {args.augument_method}: -mv {args.model_version} makes no copies; its augmentation is "
                         "config/physics.json; leave -am out")  # fmt: skip
@@ -216,7 +219,7 @@ def embed(args):
     Stage 2b does not read it: it trains the encoder too, on windows that are augmented anew each time.
     """
     model_cfg, device = utils.read_encoder_config(args.model_version), utils.pick_device(args.gpu)
-    refuse_copies(args)
+    refuse_flags(args)
     data, labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     utils.check_fits(model_cfg, data_cfg)
     model, checkpoint, pretrained = load_pretrained(args, model_cfg)
@@ -325,7 +328,7 @@ def train(args):
     if args.deterministic:
         utils.set_deterministic()
     device = utils.pick_device(args.gpu)
-    refuse_copies(args)
+    refuse_flags(args)
     seed, rate = train_cfg["seed"], 0.1 if args.label_rate is None else args.label_rate
     data, raw_labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     utils.check_fits(model_cfg, data_cfg)

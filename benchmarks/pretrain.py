@@ -34,7 +34,8 @@ def get_args(argv=None):
     parser.add_argument("-g", "--gpu", help="index of the GPU, or cpu (default: the first GPU, else the CPU)")
     parser.add_argument("--windows", type=int, help="make up this many windows instead")
     parser.add_argument("--rounds", type=int, default=5, help="turns of plain, fast and product (default 5)")
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "tf32", "bf16"), help="default fp32, on a GPU all")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "tf32", "bf16"),
+                        help="default fp32, on a GPU all, on a CPU with AMX also bf16")  # fmt: skip
     parser.add_argument("--no_plain", action="store_true", help="the fast path only")
     return parser.parse_args(argv)
 
@@ -56,6 +57,8 @@ def limits(device):
     """What the device can do: FLOP/s of a large float32 (and bf16) product, bytes/s of a large copy."""
     import torch
 
+    import cpu
+
     n = 4096 if device.type == "cpu" else 8192
     a = torch.randn(n, n, device=device)
     large = torch.empty(1 << (26 if device.type == "cpu" else 28), device=device)
@@ -63,7 +66,7 @@ def limits(device):
     found = {}
     torch.set_float32_matmul_precision("highest")
     products = {"fp32": lambda: a @ a}
-    if device.type == "cuda":
+    if device.type == "cuda" or cpu.has_amx():
         half = a.bfloat16()
         products["bf16"] = lambda: half @ half
     for name, product in products.items():
@@ -203,6 +206,7 @@ def measure_stages(device, windows):
     import utils
     from models import Classifier, MaskedModel, encode
 
+    torch.set_float32_matmul_precision("highest")  # as in the scripts
     model = MaskedModel(utils.read_encoder_config("v1")).to(device)
     classifier = Classifier(utils.read_classifier_config("v1"), 4).to(device)
     cpu_windows = windows.cpu()
@@ -221,7 +225,7 @@ def measure_stages(device, windows):
     return found
 
 
-def measure_classifier(device, rows, rounds, epochs=100, rate=0.1):
+def measure_classifier(device, rows, rounds, precision="fp32", epochs=100, rate=0.1):
     """The classifier's `epochs` epochs at label rate `rate` on `rows` representations: seconds, products, peak memory.
 
     Computed from `rounds` steps and validations, products in between.
@@ -235,14 +239,14 @@ def measure_classifier(device, rows, rounds, epochs=100, rate=0.1):
 
     model = Classifier(utils.read_classifier_config("v1"), 4).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    generator = make_generator(device, 0)
+    generator, dtype = make_generator(device, 0), classifier.settle_precision(precision, device)
     B = 128
     h, y = torch.randn(B, 120, 72, device=device), torch.randint(4, (B,), device=device)
     held_out = torch.randn(256, 120, 72, device=device)
     a = torch.randn(4096, 4096, device=device)
     parts = {
-        "step": lambda: classifier.train_epoch(model, optimizer, h, y, B, 1, generator),
-        "validation": lambda: classifier.predict(model, held_out),
+        "step": lambda: classifier.train_epoch(model, optimizer, h, y, B, 1, generator, dtype),
+        "validation": lambda: classifier.predict(model, held_out, dtype),
         "product": lambda: a @ a,
     }
     peak = peak_memory(parts["step"], device)
@@ -254,7 +258,8 @@ def measure_classifier(device, rows, rounds, epochs=100, rate=0.1):
     steps = -(-int(rate * int(0.8 * rows)) // B)
     total = epochs * (steps * step + 0.1 * rows / len(held_out) * validation)
     found = {"s": total, "products": total / product, "step_ms": 1e3 * step, "peak_gib": peak}
-    return {f"classifier_{name}": value for name, value in found.items()}
+    kind = f" {precision}" if precision != "fp32" else ""
+    return {f"classifier_{name}{kind}": value for name, value in found.items()}
 
 
 def start_up():
@@ -275,6 +280,7 @@ def main(args):
     import torch
 
     import artefacts
+    import cpu
     import fast
     import utils
 
@@ -283,7 +289,8 @@ def main(args):
         fast.keep_freed_memory()
     windows = load_copies(args, device)
     training = windows[: int(0.8 * len(windows))]
-    precisions = args.precisions or (["fp32", "tf32", "bf16"] if device.type == "cuda" else ["fp32"])
+    everywhere = ["fp32", "tf32", "bf16"] if device.type == "cuda" else ["fp32", "bf16"] if cpu.has_amx() else ["fp32"]
+    precisions = args.precisions or everywhere
     bounds = limits(device)
     rows = measure_steps(device, training, precisions, args.rounds, not args.no_plain, bounds)
     steps = len(training) // 512
@@ -292,11 +299,14 @@ def main(args):
         for precision in precisions
     }
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    classifiers = {}
+    for precision in precisions if device.type == "cpu" else ["tf32"]:
+        classifiers |= measure_classifier(device, len(windows), args.rounds, precision)
     result = {
         "device": name, "machine": platform.machine(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
         "dataset": args.dataset if not args.windows else f"{args.windows} made-up windows", "steps_per_epoch": steps,
         "limits": bounds, "steps": rows, "training_steps_of_1600_epochs_s": schedule,
-        "stages": measure_stages(device, windows) | measure_classifier(device, len(windows), args.rounds),
+        "stages": measure_stages(device, windows) | classifiers,
         "start_up_s": start_up(),
     }  # fmt: skip
     artefacts.save_json("results/benchmark_pretrain.json", result)

@@ -6,6 +6,7 @@ import torch
 import fast
 from augment import draw_masks, instance_norm
 from models import Contrastive, MaskedModel, draw_keep, losses
+from utils import UserError
 
 ENCODER = {
     "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True
@@ -81,9 +82,7 @@ def test_windows_filled_with_random_values(both):
 
 @pytest.mark.parametrize("B", [2, 3, 33, 65])
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
-def test_odd_sizes_and_batches_over_a_chunk(monkeypatch, both, B):
-    """33 and 65 windows are 66 and 130 visits: chunks of the encoder end within and between the views."""
-    monkeypatch.setattr(fast, "CPU_CHUNK", 64)
+def test_odd_sizes(both, B):
     assert_same(ODD, B, both, True, MASK | {"replace_prob": 0.5}, torch.float64)
 
 
@@ -112,6 +111,27 @@ def test_other_encoders_take_the_plain_path_and_say_so(capsys):
     for change in ({"n_layers": 2}, {"emb_norm": False}):
         assert fast.losses_for(ENCODER | change, cpu, "fp32") is losses
         assert "plain path" in capsys.readouterr().out
+        assert fast.default_precision(ENCODER | change, torch.device("cuda")) == "fp32"
+    assert fast.losses_for(ENCODER, cpu, "fp32", plain=True) is losses
+    assert capsys.readouterr().out == ""
+    assert [fast.default_precision(ENCODER, torch.device(kind)) for kind in ("cpu", "cuda")] == ["fp32", "bf16"]
+
+
+@pytest.mark.parametrize("cfg, plain", [(ENCODER, True), (ENCODER | {"n_layers": 2}, False)])
+def test_the_plain_path_refuses_bfloat16(monkeypatch, cfg, plain):
+    monkeypatch.setattr(fast.cpu, "has_amx", lambda: True)
+    with pytest.raises(UserError, match="--precision bf16 is for the fast path.*leave it out"):
+        fast.losses_for(cfg, torch.device("cpu"), "bf16", plain)
+
+
+def test_a_triton_that_cannot_build_leaves_the_slower_path(capsys, monkeypatch):
+    """Here there is none, or no GPU: either way gpu.py does not work."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here, where it may")
+    assert fast.fused_losses() is fast.losses
+    assert "slower path" in capsys.readouterr().out
+    transformer = MaskedModel(ENCODER).transformer
+    assert fast.encoder_for(transformer, torch.device("cuda")) is transformer
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])

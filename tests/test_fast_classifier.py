@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import cpu
 import fast_classifier
 from fast_classifier import Dropout, logits
 from models import Classifier
@@ -108,6 +109,40 @@ def test_factors_are_a_function_of_the_seed_and_the_order():
 
 
 def test_a_dropout_of_zero_draws_nothing():
-    model = Classifier(CONFIG | {"dropout_ratio": 0.0}, 4)
-    assert Dropout.of(model, torch.Generator()) is None
+    for nearly in (0.0, 1e-6):  # below half of 2^-16
+        model = Classifier(CONFIG | {"dropout_ratio": nearly}, 4)
+        assert Dropout.of(model, torch.Generator()) is None
     assert Dropout.of(Classifier(CONFIG, 4), torch.Generator().manual_seed(1)).dropped == round(0.3 * 2**16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_numbers_above_a_threshold_are_kept_exactly(dtype):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1001, generator=g).to(dtype)
+    bits = torch.randint(-(2**15), 2**15, (1001,), generator=g).to(torch.int16)
+    assert torch.equal(fast_classifier.above(x, bits, -26215), torch.where(bits > -26215, x, 0))
+    other = torch.cat([torch.randn(998, generator=g), torch.tensor([0.0, -0.0, 1e-38])]).to(dtype)
+    expected = torch.where(other > 0, x, 0)
+    assert torch.equal(fast_classifier.positive(x, other), expected)
+    assert fast_classifier.positive(x, other, out=x).data_ptr() == x.data_ptr() and torch.equal(x, expected)
+
+
+@pytest.mark.skipif(not cpu.has_amx(), reason="needs a CPU with AMX")
+def test_bfloat16_is_close_and_leaves_float32_gradients():
+    """With the same factors: the loss to 1 %, each parameter's gradient to 5 % of its size."""
+    model, h, y = make(torch.float32, B=32)
+    found = []
+    for dtype in (None, torch.bfloat16):
+        model.zero_grad()
+        out = logits(model, h, Dropout(0.3, 5), dtype)
+        assert out.dtype == torch.float32
+        loss = F.cross_entropy(out, y)
+        loss.backward()
+        found.append((loss.detach(), [parameter.grad.clone() for parameter in model.parameters()]))
+    (loss, gradients), (rounded, close) = found
+    torch.testing.assert_close(rounded, loss, rtol=0.01, atol=0)
+    largest = max(float(gradient.norm()) for gradient in gradients)
+    for one, other, (name, _) in zip(gradients, close, model.named_parameters(), strict=True):
+        assert float((one - other).norm()) < 0.05 * max(float(one.norm()), 1e-2 * largest), name
+    with torch.no_grad():
+        torch.testing.assert_close(logits(model, h, None, torch.bfloat16), logits(model, h), rtol=0.02, atol=0.02)

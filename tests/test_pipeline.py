@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 import artefacts
 import batches
 import classifier
+import cpu
 import cross_dataset_test
 import embedding
 import pretrain
 import utils
+import v2
 from augment import Copies, PerRow, augment_copies, draw_masks, instance_norm, make_generator, two_views
 from batches import InMemory
 from models import Classifier, Contrastive, MaskedModel, losses
@@ -438,6 +441,29 @@ def count_steps(project):
         patch.setattr(torch.optim.Adam, "step", lambda self, *args: taken.append(1) or original(self, *args))
         project.run("classifier", "-d", "a", "-lr", 0.5)
     return len(taken)
+
+
+def test_the_classifiers_precision(trained):
+    """It is recorded; tf32 is a GPU's, on a CPU the same bits as fp32."""
+    weights = {}
+    for precision in ("fp32", "tf32", "bf16") if cpu.has_amx() else ("fp32", "tf32"):
+        name = ["-s", precision, "-f", "model"]
+        trained.run("classifier", "-d", "a", "-lr", 0.5, *name, "--precision", precision)
+        assert read_json(f"{CLASSIFIED}/{precision}_transformer.json")["precision"] == precision
+        weights[precision] = Path(f"{CLASSIFIED}/{precision}_transformer.pt").read_bytes()
+    assert weights["fp32"] == weights["tf32"] == Path(f"{CLASSIFIED}/model_transformer.pt").read_bytes()
+    assert weights.get("bf16") != weights["fp32"]
+
+
+def test_a_precision_that_is_not_to_be_had_is_refused(trained, monkeypatch):
+    monkeypatch.setattr(cpu, "has_amx", lambda: False)
+    for script in ("pretrain", "classifier"):
+        with pytest.raises(UserError, match="--precision bf16 on a CPU needs one with AMX"):
+            trained.run(script, "-d", "a", "--precision", "bf16")
+        with pytest.raises(UserError, match="--precision bf16: -mv v2 computes in float32"):
+            v2.refuse_flags(__import__(script).get_args(["-d", "a", "-mv", "v2", "--precision", "bf16"]))
+    with pytest.raises(UserError, match="the classifier is for a CPU with AMX; take tf32 or fp32"):
+        classifier.settle_precision("bf16", torch.device("cuda"))
 
 
 def test_pretraining_can_start_from_another_model(trained):
