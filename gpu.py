@@ -13,6 +13,8 @@ window in the contrastive head, both views in one batch up to BatchNorm. tests/t
 Axes as in models.py; n rows are steps of windows, B * T of them or B * M.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -30,8 +32,11 @@ def width(D):
 
 
 def dot_precision():
-    """How Triton multiplies float32 matrices: as PyTorch is told to (bfloat16 does not care)."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How Triton multiplies float32 matrices: as PyTorch is told to (bfloat16 does not care).
+
+    Three TF32 products give float32's accuracy (1e-6) on the matrix units, which float32 itself has none of.
+    """
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def add_up(parts):
@@ -41,24 +46,34 @@ def add_up(parts):
     return out
 
 
+def weight_gradient(dy, x):
+    """dy^T x, float32, of dy (n, A) and x (n, B), n large: in up to 64 parts at once, which are then added.
+
+    The result is small, so that one product would keep few of the GPU's multiprocessors busy.
+    """
+    parts = math.gcd(len(x), 64)
+    dy, x = dy.unflatten(0, (parts, -1)).transpose(1, 2), x.unflatten(0, (parts, -1))
+    return add_up(torch.bmm(dy, x) if x.dtype == torch.float32 else torch.bmm(dy, x, out_dtype=torch.float32))
+
+
 # ------------------------------------------------------------------------- LayerNorm with a residual
 
 
-def normalised(z, residual, gamma, beta):
-    """models.LayerNorm of z + residual, rows (n, D); residual may be None."""
+def normalised(z, bias, residual, gamma, beta):
+    """models.LayerNorm of z + bias + residual, rows (n, D), or of z alone: then both are None."""
     out, (n, D) = torch.empty_like(z), z.shape
     kernels.norm_forward[(triton.cdiv(n, ROWS),)](
-        z, residual, gamma, beta, out, n, D, residual is not None, ROWS, width(D)
+        z, bias, residual, gamma, beta, out, n, D, residual is not None, ROWS, width(D)
     )
     return out
 
 
-def normalised_backward(dy, z, residual, gamma):
-    """The gradient of z (and of the residual), and the sums that are those of gamma, beta and z's bias."""
+def normalised_backward(dy, z, bias, residual, gamma):
+    """The gradient of z (and of the residual), and the sums that are those of gamma, beta and the bias."""
     ds, (n, D) = torch.empty_like(z), z.shape
     sums = torch.empty(PROGRAMS, 3, D, device=z.device)
-    kernels.norm_backward[(PROGRAMS,)](dy.contiguous(), z, residual, gamma, ds, sums, n, D, residual is not None, ROWS,
-                               width(D))  # fmt: skip
+    kernels.norm_backward[(PROGRAMS,)](dy.contiguous(), z, bias, residual, gamma, ds, sums, n, D, residual is not None,
+                                       ROWS, width(D))  # fmt: skip
     return ds, add_up(sums)
 
 
@@ -68,25 +83,33 @@ class ResidualNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, gamma, beta):
         weight = weight.to(x.dtype)
-        z = torch.addmm(bias.to(x.dtype), x, weight.T)
-        ctx.save_for_backward(x, weight, z, gamma)
-        return normalised(z, x, gamma, beta)
+        z = x @ weight.T
+        ctx.save_for_backward(x, weight, z, bias, gamma)
+        return normalised(z, bias, x, gamma, beta)
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight, z, gamma = ctx.saved_tensors
-        ds, (d_gamma, d_beta, d_bias) = normalised_backward(dy, z, x, gamma)
-        return torch.addmm(ds, ds, weight), (ds.T @ x).float(), d_bias, d_gamma, d_beta
+        x, weight, z, bias, gamma = ctx.saved_tensors
+        ds, (d_gamma, d_beta, d_bias) = normalised_backward(dy, z, bias, x, gamma)
+        return torch.addmm(ds, ds, weight), weight_gradient(ds, x), d_bias, d_gamma, d_beta
 
 
 # ---------------------------------------------------------------------------------- GELU, feed-forward
 
 
-def before_gelu(dy, pre):
+def gelu(pre, bias):
+    """The exact GELU of pre + bias, rows (n, D)."""
+    out, size = torch.empty_like(pre), pre.numel()
+    kernels.gelu_forward[(triton.cdiv(size, 2048),)](pre, bias, out, size, pre.shape[1], 2048)
+    return out
+
+
+def gelu_backward(dy, pre, bias):
     """The gradient before the GELU, rows (n, D), and its sum over them, the bias's."""
     dpre, (n, D) = torch.empty_like(pre), pre.shape
-    sums = torch.empty(PROGRAMS, D, device=pre.device)
-    kernels.gelu_backward[(PROGRAMS,)](dy, pre, dpre, sums, n, D, ROWS, width(D))
+    programs = 2 * PROGRAMS // triton.cdiv(D, 32)
+    sums = torch.empty(programs, D, device=pre.device)
+    kernels.gelu_backward[(programs, triton.cdiv(D, 32))](dy, pre, bias, dpre, sums, n, D, 32, 32)
     return dpre, add_up(sums)
 
 
@@ -96,20 +119,20 @@ class FeedForwardNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight1, bias1, weight2, bias2, gamma, beta):
         weight1, weight2 = weight1.to(x.dtype), weight2.to(x.dtype)
-        pre = torch.addmm(bias1.to(x.dtype), x, weight1.T)
-        inner = F.gelu(pre)
-        z = torch.addmm(bias2.to(x.dtype), inner, weight2.T)
-        ctx.save_for_backward(x, weight1, weight2, pre, inner, z, gamma)
-        return normalised(z, x, gamma, beta)
+        pre = x @ weight1.T
+        inner = gelu(pre, bias1)
+        z = inner @ weight2.T
+        ctx.save_for_backward(x, weight1, weight2, bias1, bias2, pre, inner, z, gamma)
+        return normalised(z, bias2, x, gamma, beta)
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight1, weight2, pre, inner, z, gamma = ctx.saved_tensors
-        ds, (d_gamma, d_beta, d_bias2) = normalised_backward(dy, z, x, gamma)
-        d_weight2 = (ds.T @ inner).float()
-        dpre, d_bias1 = before_gelu(ds @ weight2, pre)
+        x, weight1, weight2, bias1, bias2, pre, inner, z, gamma = ctx.saved_tensors
+        ds, (d_gamma, d_beta, d_bias2) = normalised_backward(dy, z, bias2, x, gamma)
+        d_weight2 = weight_gradient(ds, inner)
+        dpre, d_bias1 = gelu_backward(ds @ weight2, pre, bias1)
         dx = ds.addmm_(dpre, weight1)  # in place: the residual's gradient, then the branch's
-        return dx, (dpre.T @ x).float(), d_bias1, d_weight2, d_bias2, d_gamma, d_beta
+        return dx, weight_gradient(dpre, x), d_bias1, d_weight2, d_bias2, d_gamma, d_beta
 
 
 class GeluNorm(torch.autograd.Function):
@@ -118,17 +141,17 @@ class GeluNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, gamma, beta):
         weight = weight.to(x.dtype)
-        pre = torch.addmm(bias.to(x.dtype), x, weight.T)
-        inner = F.gelu(pre)
-        ctx.save_for_backward(x, weight, pre, inner, gamma)
-        return normalised(inner, None, gamma, beta)
+        pre = x @ weight.T
+        inner = gelu(pre, bias)
+        ctx.save_for_backward(x, weight, bias, pre, inner, gamma)
+        return normalised(inner, None, None, gamma, beta)
 
     @staticmethod
     def backward(ctx, dy):
-        x, weight, pre, inner, gamma = ctx.saved_tensors
-        ds, (d_gamma, d_beta, _) = normalised_backward(dy, inner, None, gamma)
-        dpre, d_bias = before_gelu(ds, pre)
-        return dpre @ weight, (dpre.T @ x).float(), d_bias, d_gamma, d_beta
+        x, weight, bias, pre, inner, gamma = ctx.saved_tensors
+        ds, (d_gamma, d_beta, _) = normalised_backward(dy, inner, None, None, gamma)
+        dpre, d_bias = gelu_backward(ds, pre, bias)
+        return dpre @ weight, weight_gradient(dpre, x), d_bias, d_gamma, d_beta
 
 
 # --------------------------------------------------------------------------------------- embedding
@@ -139,9 +162,10 @@ class Embed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, gamma, beta, position, dtype):
-        B, T, C = x.shape
-        D = len(weight)
-        out = torch.empty(B * T, D, device=x.device, dtype=dtype)
+        (B, T, C), D = x.shape, len(weight)
+        if (T, C) != (len(position), weight.shape[1]):  # the kernel would read beyond
+            raise ValueError(f"windows of {T} steps and {C} channels for {len(position)} and {weight.shape[1]}")
+        x, out = x.contiguous(), torch.empty(B * T, D, device=x.device, dtype=dtype)
         grid = (B, triton.cdiv(T, ROWS))
         kernels.embed_forward[grid](x, weight, bias, gamma, beta, position, out, T, C, D, ROWS, width(D), num_warps=2)
         ctx.save_for_backward(x, weight, bias, gamma, beta, position)
@@ -203,13 +227,13 @@ class Attend(torch.autograd.Function):
             dq, dkv = torch.empty_like(q), torch.empty_like(kv)
         kernels.attend_backward[ctx.grid](q, kv, da.contiguous(), dq, dkv, d_bias, *ctx.sizes, num_warps=ctx.warps)
         if rows is None:
-            dh, d_weight = dqkv @ weight, dqkv.T @ h
+            dh, d_weight = dqkv @ weight, weight_gradient(dqkv, h)
         else:
-            dh, d_weight = dkv @ weight[D:], torch.cat([dq.T @ asking, dkv.T @ h])
+            dh, d_weight = dkv @ weight[D:], torch.cat([weight_gradient(dq, asking), weight_gradient(dkv, h)])
             dh.index_add_(0, rows, dq @ weight[:D])
         d_bias = add_up(d_bias).view(2, D)
         d_bias = torch.stack([d_bias[0], torch.zeros_like(d_bias[0]), d_bias[1]])
-        return dh, None, d_weight.float().view(3, D, D), d_bias, None, None
+        return dh, None, d_weight.view(3, D, D), d_bias, None, None
 
 
 class Branch(torch.autograd.Function):
@@ -230,46 +254,47 @@ class Branch(torch.autograd.Function):
 
 
 class Pool(torch.autograd.Function):
-    """Standardised tokens unit = (z - mean) / sd of z = Linear(h), each head's weighted by softmax(unit . query).
+    """Standardised tokens unit = (z - mean) / sd, weighted for each head by softmax(unit . query) and summed.
 
-    h (B * T, D), query (H, P) -> sum of weights * unit (B, H, P), log of the sum of exp(unit . query) (B, H); float32.
+    A window's tokens are z = Linear(h) and the class token: h (B * T, D), token (P,), query (H, P) -> (B, H, P).
     """
 
     @staticmethod
-    def forward(ctx, h, weight, bias, query, B, eps):
+    def forward(ctx, h, weight, bias, token, query, B, eps):
         (H, P), T = query.shape, len(h) // B
         weight, query = weight.to(h.dtype), query.contiguous()
-        z = torch.addmm(bias.to(h.dtype), h, weight.T)  # (B * T, P)
+        z = h @ weight.T  # (B * T, P)
         pooled, logs = torch.empty(B, H, P, device=h.device), torch.empty(B, H, device=h.device)
-        kernels.pool_forward[(B * H,)](z, query, pooled, logs, T, eps, H, P, 4, width(P), num_warps=1)
-        ctx.save_for_backward(h, weight, z, query, pooled, logs)
+        sizes = (H, P, 16, width(P), max(16, width(H)), dot_precision())
+        kernels.pool_forward[(B,)](z, bias, token, query, pooled, logs, T, eps, *sizes, num_warps=2)
+        ctx.save_for_backward(h, weight, bias, token, z, query, pooled, logs)
         ctx.eps = eps
-        return pooled, logs
+        return pooled
 
     @staticmethod
-    def backward(ctx, d_pooled, d_logs):
-        h, weight, z, query, pooled, logs = ctx.saved_tensors
+    def backward(ctx, d_pooled):
+        h, weight, bias, token, z, query, pooled, logs = ctx.saved_tensors
         (B, H, P), R, L = pooled.shape, 4, 64
         T = len(h) // B
-        shift = d_logs - (pooled * d_pooled).sum(-1)
-        dz, sums = torch.empty_like(z), torch.empty(B, triton.cdiv(T, L), H + 1, P, device=h.device)
-        kernels.pool_backward[(B, sums.shape[1])](z, query, logs, d_pooled.contiguous(), shift, dz, sums, T, ctx.eps, H,
-                                                  P, R, L, width(P), num_warps=1)  # fmt: skip
+        shift = (pooled * d_pooled).sum(-1)
+        dz, sums = torch.empty_like(z), torch.empty(B, triton.cdiv(T + 1, L), H + 2, P, device=h.device)
+        kernels.pool_backward[(B, sums.shape[1])](z, bias, token, query, logs, d_pooled.contiguous(), shift, dz, sums,
+                                                  T, ctx.eps, H, P, R, L, width(P), num_warps=1)  # fmt: skip
         sums = add_up(sums.flatten(0, 1))
-        return dz @ weight, (dz.T @ h).float(), sums[H], sums[:H], None, None
+        return dz @ weight, weight_gradient(dz, h), sums[H], sums[H + 1], sums[:H], None, None
 
 
 # --------------------------------------------------------------------------------------------- NT-Xent
 
 
 class NTXent(torch.autograd.Function):
-    """models.nt_xent of unit rows z (2B, F), the two views' one after the other; no similarity is written to memory."""
+    """models.nt_xent of z (2B, F), the two views' rows one after the other; no similarity is written to memory."""
 
     @staticmethod
     def forward(ctx, z, temperature):
         n, features = z.shape
         loss, logs = torch.empty(n, device=z.device), torch.empty(n, device=z.device)
-        ctx.sizes = (n, temperature, features, 16, 64, max(16, width(features)))
+        ctx.sizes = (n, temperature, features, 16, 128, max(16, width(features)))
         kernels.nt_xent_forward[(triton.cdiv(n, 16),)](z, loss, logs, *ctx.sizes)
         ctx.save_for_backward(z, logs)
         return loss.mean()
@@ -299,18 +324,23 @@ def representation(transformer, x, rows, dtype):
                                  norm2.beta)  # fmt: skip
 
 
+def encode(transformer, x):
+    """models.Transformer in float32: windows (B, T, C) -> (B, T, D)."""
+    return representation(transformer, x, None, torch.float32).view(*x.shape[:2], -1)
+
+
 def class_output(head, h, B, keep):
     """fast.class_output with the tokens' part in one pass: h (B * T, D) -> (B, P) float32.
 
-    Their LayerNorm is gamma * unit + beta: gamma goes into the query, beta and the class token are added to what was
-    pooled, the latter with the weight that its score has beside all others.
+    Their LayerNorm is gamma * unit + beta: gamma goes into the query and into the value weights, beta adds the same to
+    all of a head's scores, which softmax ignores, and a constant to its output, as the weights add up to 1.
     """
-    patch, _, norm1, _, _, _ = head.parts()
-    own, key = head.class_query()  # (P,), (H, P)
-    pooled, logs = Pool.apply(h, patch.weight, patch.bias, key * norm1.weight, B, norm1.eps)
-    share = torch.sigmoid(key @ own - (logs + key @ norm1.bias))[:, :, None]  # (B, H, 1)
-    mixed = share * own + (1 - share) * (norm1.weight * pooled + norm1.bias)
-    return head.after_class_query(mixed, keep)
+    patch, token, norm1, _, _, _ = head.parts()
+    _, key = head.class_query()  # (H, P)
+    pooled = Pool.apply(h, patch.weight, patch.bias, token.flatten(), key * norm1.weight, B, norm1.eps)
+    W_v = head.value_weights()  # (H, K, P)
+    values = torch.einsum("bhp,hkp->bhk", pooled, W_v * norm1.weight) + W_v @ norm1.bias
+    return head.after_attention(values.flatten(1), keep)
 
 
 def losses(model, head, views, masks, keep, both, gather=lambda classes: classes, dtype=torch.float32):
@@ -327,7 +357,5 @@ def losses(model, head, views, masks, keep, both, gather=lambda classes: classes
     masked = F.mse_loss(model.decoder(inner.float()), x.view(-1, C).index_select(0, rows))
     if not both:
         return masked, torch.zeros_like(masked)
-    # both views together so far; from BatchNorm on, whose statistics are those of one view, each on its own
     classes = gather(class_output(head, h, n, keep).unflatten(0, (2, -1)))
-    z = torch.cat([head.projection_head(view) for view in classes])
-    return masked, NTXent.apply(F.normalize(z, dim=1, eps=1e-8), 0.2)
+    return masked, NTXent.apply(head.project(classes), 0.2)

@@ -35,27 +35,29 @@ def standardise(s, inside, D: tl.constexpr, eps):
 
 @triton.jit
 def standardise_backward(d, unit, scale, D: tl.constexpr):
-    """The gradient of s from that of its standardised rows `unit`; zero outside the D columns if d and unit are."""
+    """The gradient of s from that of its standardised rows `unit`; for the caller to mask beyond the D columns."""
     along = tl.sum(d * unit, 1) / D
     return (d - (tl.sum(d, 1) / D)[:, None] - unit * along[:, None]) * scale[:, None]
 
 
 @triton.jit
-def norm_forward(z, residual, gamma, beta, out, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr,
+def norm_forward(z, bias, residual, gamma, beta, out, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr,
                  W: tl.constexpr):  # fmt: skip
+    """ADD: z gets its bias and a residual; without it there is neither."""
     first, cols = tl.program_id(0).to(tl.int64) * R, tl.arange(0, W)
     inside = (tl.arange(0, R) < n - first)[:, None] & (cols < D)[None, :]
     at = tl.arange(0, R)[:, None] * D + cols[None, :]
     s = tl.load(z + first * D + at, inside, 0.0).to(tl.float32)
     if ADD:
         s += tl.load(residual + first * D + at, inside, 0.0).to(tl.float32)
+        s += tl.load(bias + cols, cols < D, 0.0)[None, :]
     unit, _ = standardise(s, inside, D, EPS)
     y = unit * tl.load(gamma + cols, cols < D, 0.0)[None, :] + tl.load(beta + cols, cols < D, 0.0)[None, :]
     tl.store(out + first * D + at, y.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
-def norm_backward(dy, z, residual, gamma, ds, sums, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr,
+def norm_backward(dy, z, bias, residual, gamma, ds, sums, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr,
                   W: tl.constexpr):  # fmt: skip
     """ds (n, D), and of each program the sums over its rows that are the gradients of gamma, beta and z's bias."""
     cols = tl.arange(0, W)
@@ -68,6 +70,7 @@ def norm_backward(dy, z, residual, gamma, ds, sums, n, D: tl.constexpr, ADD: tl.
         s = tl.load(z + first * D + at, inside, 0.0).to(tl.float32)
         if ADD:
             s += tl.load(residual + first * D + at, inside, 0.0).to(tl.float32)
+            s += tl.load(bias + cols, cols < D, 0.0)[None, :]
         unit, scale = standardise(s, inside, D, EPS)
         d = tl.load(dy + first * D + at, inside, 0.0).to(tl.float32)
         d_gamma += d * unit
@@ -82,15 +85,29 @@ def norm_backward(dy, z, residual, gamma, ds, sums, n, D: tl.constexpr, ADD: tl.
 
 
 @triton.jit
-def gelu_backward(dy, pre, dpre, sums, n, D: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
-    """dpre (n, D), the gradient before the exact GELU, and of each program its sum over rows: the bias's gradient."""
-    cols = tl.arange(0, W)
-    total = tl.zeros((R, W), tl.float32)
+def gelu_forward(pre, bias, out, size, D: tl.constexpr, BLOCK: tl.constexpr):
+    """The exact GELU of pre + bias, `size` numbers in rows of D."""
+    at = tl.arange(0, BLOCK)
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    inside = at < size - first
+    x = tl.load(pre + first + at, inside, 0.0).to(tl.float32) + tl.load(bias + ((first % D).to(tl.int32) + at) % D)
+    y = 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    tl.store(out + first + at, y.to(out.dtype.element_ty), inside)
+
+
+@triton.jit
+def gelu_backward(dy, pre, bias, dpre, sums, n, D: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+    """dpre (n, D), the gradient before the GELU, and of each program its sum over rows: the bias's gradient.
+
+    A program takes W of the columns and every so many tiles of rows.
+    """
+    cols = tl.program_id(1) * W + tl.arange(0, W)
+    b, total = tl.load(bias + cols, cols < D, 0.0)[None, :], tl.zeros((R, W), tl.float32)
     at = tl.arange(0, R)[:, None] * D + cols[None, :]
     for block in range(tl.program_id(0), tl.cdiv(n, R), tl.num_programs(0)):
         first = tl.zeros((), tl.int64) + block * R
         inside = (tl.arange(0, R) < n - first)[:, None] & (cols < D)[None, :]
-        x = tl.load(pre + first * D + at, inside, 0.0).to(tl.float32)
+        x = tl.load(pre + first * D + at, inside, 0.0).to(tl.float32) + b
         slope = 0.5 * (1 + tl.erf(x * 0.7071067811865476)) + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
         d = tl.load(dy + first * D + at, inside, 0.0).to(tl.float32) * slope
         tl.store(dpre + first * D + at, d.to(dpre.dtype.element_ty), inside)
@@ -234,90 +251,108 @@ def attend_backward(q, kv, da, dq, dkv, d_bias, scale, M: tl.constexpr, T: tl.co
 
 
 @triton.jit
-def pool_tokens(z, start, T, P: tl.constexpr, eps, R: tl.constexpr, W: tl.constexpr):
-    """R of a window's tokens from step `start`, standardised: (inside, unit rows, 1 / their deviation)."""
+def pool_tokens(z, bias, token, start, T, P: tl.constexpr, eps, R: tl.constexpr, W: tl.constexpr):
+    """R of a window's tokens z + bias from `start`, standardised, `token` being number T: (those of the window itself,
+    unit rows, 1 / their deviation). z points to the window.
+    """
     steps, cols = start + tl.arange(0, R), tl.arange(0, W)
-    inside = (steps < T)[:, None] & (cols < P)[None, :]
-    s = tl.load(z + steps[:, None] * P + cols[None, :], inside, 0.0).to(tl.float32)
-    unit, scale = standardise(s, inside, P, eps)
-    return inside, unit, scale
+    there = cols < P
+    own = (steps < T)[:, None] & there[None, :]
+    s = tl.load(z + steps[:, None] * P + cols[None, :], own, 0.0).to(tl.float32)
+    s += tl.load(bias + cols, there, 0.0)[None, :]
+    s = tl.where((steps == T)[:, None], tl.load(token + cols, there, 0.0)[None, :], s)
+    unit, scale = standardise(s, (steps <= T)[:, None] & there[None, :], P, eps)
+    return own, unit, scale
 
 
 @triton.jit
-def pool_forward(z, query, pooled, logs, T, eps, H: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
-                 W: tl.constexpr):  # fmt: skip
-    """A program is one head of one window, R tokens at a time with a running maximum."""
-    window, head, cols = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H, tl.arange(0, W)
-    q = tl.load(query + head * P + cols, cols < P, 0.0)[None, :]
-    highest, total, summed = float("-inf"), 0.0, tl.zeros((W,), tl.float32)
-    for start in range(0, T, R):
-        _, unit, _ = pool_tokens(z + window * T * P, start, T, P, eps, R, W)
-        scores = tl.where(start + tl.arange(0, R) < T, tl.sum(unit * q, 1), float("-inf"))
-        most = tl.maximum(highest, tl.max(scores, 0))
-        e, before = tl.exp(scores - most), tl.exp(highest - most)
-        summed = summed * before + tl.sum(unit * e[:, None], 0)
-        highest, total = most, total * before + tl.sum(e, 0)
-    tl.store(pooled + (window * H + head) * P + cols, summed / total, cols < P)
-    tl.store(logs + window * H + head, highest + tl.log(total))
+def pool_forward(z, bias, token, query, pooled, logs, T, eps, H: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
+                 W: tl.constexpr, G: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """A program is one window, R tokens at a time with a running maximum. G is H filled up to 16, a product's least."""
+    window, cols, heads = tl.program_id(0).to(tl.int64), tl.arange(0, W), tl.arange(0, G)
+    at, there = heads[:, None] * P + cols[None, :], (heads < H)[:, None] & (cols < P)[None, :]
+    q = tl.load(query + at, there, 0.0).to(z.dtype.element_ty)
+    highest, total = tl.full((G,), float("-inf"), tl.float32), tl.zeros((G,), tl.float32)
+    summed = tl.zeros((G, W), tl.float32)
+    for start in range(0, T + 1, R):
+        unit = pool_tokens(z + window * T * P, bias, token, start, T, P, eps, R, W)[1].to(q.dtype)
+        scores = tl.dot(q, tl.trans(unit), input_precision=PRECISION)  # (G, R)
+        scores = tl.where((start + tl.arange(0, R) <= T)[None, :], scores, float("-inf"))
+        most = tl.maximum(highest, tl.max(scores, 1))
+        e, before = tl.exp(scores - most[:, None]), tl.exp(highest - most)
+        summed = summed * before[:, None] + tl.dot(e.to(q.dtype), unit, input_precision=PRECISION)
+        highest, total = most, total * before + tl.sum(e, 1)
+    tl.store(pooled + window * H * P + at, summed / total[:, None], there)
+    tl.store(logs + window * H + heads, highest + tl.log(total), heads < H)
 
 
 @triton.jit
-def pool_backward(z, query, logs, d_pooled, shift, dz, sums, T, eps, H: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
-                  L: tl.constexpr, W: tl.constexpr):  # fmt: skip
-    """A program is L steps of one window: dz (B, T, P), and its sums (B, programs, H + 1, P): the queries' gradients
-    and z's bias's. shift (B, H) is what a score's gradient has beside weight * (unit . d_pooled).
+def pool_backward(z, bias, token, query, logs, d_pooled, shift, dz, sums, T, eps, H: tl.constexpr, P: tl.constexpr,
+                  R: tl.constexpr, L: tl.constexpr, W: tl.constexpr):  # fmt: skip
+    """A program is L tokens of one window, R at a time: dz (B, T, P), and its sums (B, programs, H + 2, P), which are
+    the gradients of the queries, of z's bias and of the class token. A score's is weight * (unit . d_pooled - shift).
+    Computed in float32, where the forward's products round to bfloat16 or TF32: within that its weights add up to 1.
     """
     window, part, cols = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, W)
     there, heads = cols < P, tl.arange(0, H)
-    d_query, d_bias = tl.zeros((H, W), tl.float32), tl.zeros((W,), tl.float32)
-    for start in range(part * L, tl.minimum(part * L + L, T), R):
-        inside, unit, scale = pool_tokens(z + window * T * P, start, T, P, eps, R, W)
+    d_query, d_bias, d_token = tl.zeros((H, W), tl.float32), tl.zeros((W,), tl.float32), tl.zeros((W,), tl.float32)
+    for start in range(part * L, tl.minimum(part * L + L, T + 1), R):
+        own, unit, scale = pool_tokens(z + window * T * P, bias, token, start, T, P, eps, R, W)
+        steps = start + tl.arange(0, R)
         d = tl.zeros((R, W), tl.float32)
         for head in tl.static_range(H):
             at = window * H + head
             q, dp = tl.load(query + head * P + cols, there, 0.0), tl.load(d_pooled + at * P + cols, there, 0.0)
             weights = tl.exp(tl.sum(unit * q[None, :], 1) - tl.load(logs + at))
-            weights = tl.where(start + tl.arange(0, R) < T, weights, 0.0)
-            d_scores = weights * (tl.sum(unit * dp[None, :], 1) + tl.load(shift + at))
+            weights = tl.where(steps <= T, weights, 0.0)
+            d_scores = weights * (tl.sum(unit * dp[None, :], 1) - tl.load(shift + at))
             d += weights[:, None] * dp[None, :] + d_scores[:, None] * q[None, :]
             d_query += tl.where((heads == head)[:, None], tl.sum(unit * d_scores[:, None], 0)[None, :], 0.0)
-        d = tl.where(inside, standardise_backward(d, unit, scale, P), 0.0)
+        d = standardise_backward(d, unit, scale, P)
+        d_token += tl.sum(tl.where((steps == T)[:, None], d, 0.0), 0)
+        d = tl.where(own, d, 0.0)
         d_bias += tl.sum(d, 0)
-        steps = start + tl.arange(0, R)
-        tl.store(dz + window * T * P + steps[:, None] * P + cols[None, :], d.to(dz.dtype.element_ty), inside)
-    out = sums + (window * tl.num_programs(1) + part) * (H + 1) * P + cols
+        tl.store(dz + window * T * P + steps[:, None] * P + cols[None, :], d.to(dz.dtype.element_ty), own)
+    out = sums + (window * tl.num_programs(1) + part) * (H + 2) * P + cols
     tl.store(out[None, :] + heads[:, None] * P, d_query, there[None, :])
     tl.store(out + H * P, d_bias, there)
+    tl.store(out + (H + 1) * P, d_token, there)
 
 
 @triton.jit
-def similarities(z, mine, start, rows, n, temperature, FEATURES: tl.constexpr, S: tl.constexpr, P: tl.constexpr):
-    """Of some rows to the S rows from `start`, -inf to themselves: (similarities (R, S), those S rows (S, P))."""
-    others, cols = start + tl.arange(0, S), tl.arange(0, P)
-    inside = (others < n)[:, None] & (cols < FEATURES)[None, :]
-    z_others = tl.load(z + others[:, None] * FEATURES + cols[None, :], inside, 0.0)
-    s = tl.dot(mine, tl.trans(z_others), input_precision="ieee") / temperature
-    left_out = (rows[:, None] == others[None, :]) | (others >= n)[None, :]
-    return tl.where(left_out, float("-inf"), s), z_others
+def unit_rows(z, rows, n, FEATURES: tl.constexpr, P: tl.constexpr):
+    """Rows of z divided by their lengths: (those, 1 / the lengths, 1, or 0 where 1e-8 stands for a smaller length)."""
+    cols = tl.arange(0, P)
+    x = tl.load(z + rows[:, None] * FEATURES + cols[None, :], (rows < n)[:, None] & (cols < FEATURES)[None, :], 0.0)
+    length = tl.sqrt(tl.sum(x * x, 1))
+    scale = 1 / tl.maximum(length, 1e-8)
+    return x * scale[:, None], scale, tl.where(length > 1e-8, 1.0, 0.0)
+
+
+@triton.jit
+def similarities(mine, others, rows, columns, n, temperature):
+    """Of unit rows (R, P) to S others, -inf to themselves: (R, S)."""
+    s = tl.dot(mine, tl.trans(others), input_precision="tf32x3") / temperature
+    return tl.where((rows[:, None] == columns[None, :]) | (columns >= n)[None, :], float("-inf"), s)
 
 
 @triton.jit
 def nt_xent_forward(z, loss, logs, n, temperature, FEATURES: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
                     P: tl.constexpr):  # fmt: skip
     """A program is R rows: their losses, and the logs of the sums of exponentials."""
-    rows, cols = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, P)
-    inside = (rows < n)[:, None] & (cols < FEATURES)[None, :]
-    mine = tl.load(z + rows[:, None] * FEATURES + cols[None, :], inside, 0.0)
-    partner = (rows + n // 2) % n
-    positive = tl.sum(mine * tl.load(z + partner[:, None] * FEATURES + cols[None, :], inside, 0.0), 1) / temperature
+    rows = tl.program_id(0) * R + tl.arange(0, R)
+    mine = unit_rows(z, rows, n, FEATURES, P)[0]
+    partner = unit_rows(z, (rows + n // 2) % n, n, FEATURES, P)[0]
     highest, total = tl.full((R,), float("-inf"), tl.float32), tl.zeros((R,), tl.float32)
     for start in range(0, n, S):
-        s, _ = similarities(z, mine, start, rows, n, temperature, FEATURES, S, P)
+        columns = start + tl.arange(0, S)
+        others = unit_rows(z, columns, n, FEATURES, P)[0]
+        s = similarities(mine, others, rows, columns, n, temperature)
         most = tl.maximum(highest, tl.max(s, 1))
         total = total * tl.exp(highest - most) + tl.sum(tl.exp(s - most[:, None]), 1)
         highest = most
     tl.store(logs + rows, highest + tl.log(total), rows < n)
-    tl.store(loss + rows, highest + tl.log(total) - positive, rows < n)
+    tl.store(loss + rows, highest + tl.log(total) - tl.sum(mine * partner, 1) / temperature, rows < n)
 
 
 @triton.jit
@@ -325,15 +360,17 @@ def nt_xent_backward(z, logs, scale, dz, n, temperature, FEATURES: tl.constexpr,
                      P: tl.constexpr):  # fmt: skip
     """A similarity counts in both its rows' softmax: its gradient is the sum of two weights, less 2 for a pair."""
     rows, cols = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, P)
-    inside = (rows < n)[:, None] & (cols < FEATURES)[None, :]
-    mine = tl.load(z + rows[:, None] * FEATURES + cols[None, :], inside, 0.0)
+    mine, over_length, free = unit_rows(z, rows, n, FEATURES, P)
     my_logs = tl.load(logs + rows, rows < n, 0.0)[:, None]
     partner, d = (rows + n // 2) % n, tl.zeros((R, P), tl.float32)
     for start in range(0, n, S):
-        s, z_others = similarities(z, mine, start, rows, n, temperature, FEATURES, S, P)
-        others = start + tl.arange(0, S)
-        ds = tl.exp(s - my_logs) + tl.exp(s - tl.load(logs + others, others < n, 0.0)[None, :])
-        ds -= tl.where(partner[:, None] == others[None, :], 2.0, 0.0)
-        d += tl.dot(ds, z_others, input_precision="ieee")
+        columns = start + tl.arange(0, S)
+        others = unit_rows(z, columns, n, FEATURES, P)[0]
+        s = similarities(mine, others, rows, columns, n, temperature)
+        ds = tl.exp(s - my_logs) + tl.exp(s - tl.load(logs + columns, columns < n, 0.0)[None, :])
+        ds -= tl.where(partner[:, None] == columns[None, :], 2.0, 0.0)
+        d += tl.dot(ds, others, input_precision="tf32x3")
     d *= tl.load(scale) / (n * temperature)
+    d = (d - mine * (tl.sum(d * mine, 1) * free)[:, None]) * over_length[:, None]
+    inside = (rows < n)[:, None] & (cols < FEATURES)[None, :]
     tl.store(dz + rows[:, None] * FEATURES + cols[None, :], d, inside)

@@ -148,10 +148,38 @@ def test_embedding():
 
 @pytest.mark.parametrize("n, features", [(8, 18), (1024, 18), (130, 7)])
 def test_nt_xent(n, features):
-    ours = lambda z: gpu.NTXent.apply(F.normalize(z, dim=1, eps=1e-8), 0.2)[None]  # noqa: E731
-    cases = both_ways(ours, lambda z: nt_xent(*z.chunk(2))[None], [randn(n, features)])
+    z = randn(n, features)
+    z[3] = 0  # a row whose length is held at 1e-8: its similarities are 0, its gradient is multiplied by 1e8
+    cases = list(both_ways(lambda z: gpu.NTXent.apply(z, 0.2)[None], lambda z: nt_xent(*z.chunk(2))[None], [z]))
+    mine, theirs = (gradient[3].clone() for gradient in cases[1])
+    assert theirs.any() and (mine - theirs).norm() <= 1e-4 * theirs.norm()
+    for gradient in cases[1]:
+        gradient[3] = 0
     for mine, theirs in cases:
         assert (mine - theirs).norm() <= 1e-4 * max(float(theirs.norm()), 1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 1000])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 1e-5)], ids=str)
+def test_weight_gradient(n, dtype, tolerance):
+    """Of bfloat16 numbers too, the products are summed in float32; the first operand may be a part of wider rows."""
+    dy, x = randn(n, 30).to(dtype)[:, 7:], randn(n, 12).to(dtype)
+    wanted = dy.double().T @ x.double()
+    ours = gpu.weight_gradient(dy, x)
+    assert ours.dtype == torch.float32 and (ours - wanted).norm() <= tolerance * wanted.norm()
+
+
+@pytest.mark.parametrize("cfg, B", [(ENCODER, 3), (ODD, 1)], ids=["real", "odd sizes"])
+def test_encode(cfg, B):
+    transformer = filled(MaskedModel(cfg), torch.Generator().manual_seed(0)).transformer
+    x = randn(B, cfg["seq_len"], cfg["feature_num"])
+    wanted = transformer(x)
+    torch.testing.assert_close(gpu.encode(transformer, x), wanted, rtol=1e-4, atol=1e-5)
+    lying_otherwise = x.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(gpu.encode(transformer, lying_otherwise), wanted, rtol=1e-4, atol=1e-5)
+    for wrong in (x[:, 1:], x[:, :, 1:]):
+        with pytest.raises(ValueError, match="windows of"):
+            gpu.encode(transformer, wrong)
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 1000])
