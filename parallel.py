@@ -14,7 +14,7 @@ import torch.distributed as dist
 import utils
 from utils import UserError
 
-RECORD = False  # whether steps with NCCL's collectives are recorded as a CUDA graph; not seen to work on GPUs yet
+RECORD = True  # whether the steps of several processes on GPUs are recorded as a CUDA graph, collectives included
 
 
 class Processes:
@@ -90,5 +90,7 @@ def together(operation, *args):
     try:
         operation(*args)
     except RuntimeError as error:
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise  # a collective that cannot be recorded
         ended = "another process of this torchrun command has ended; the same command continues the run"
         raise UserError(ended) from error
