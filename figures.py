@@ -52,6 +52,10 @@ def runs_text(count):
     return f"{count} run" + ("s" if count != 1 else "")
 
 
+def mean_text(count):
+    return ("mean of " if count > 1 else "") + runs_text(count)
+
+
 def cells_of(grid, variant, rate, source):
     """The grid's cells of a variant, label rate and source."""
     jobs = [job for job in grid.jobs() if job.variant == variant and job.source == source]
@@ -93,7 +97,7 @@ def confusion(results, variant, source, target, made):
     axis.grid(False), axis.spines[:].set_visible(False), axis.tick_params(length=0)
     accuracy = np.trace(counts) / counts.sum()
     axis.set_title(f"{grid.title(variant)}, {grid.pair(source, target)}: accuracy {accuracy:.3f}\n"
-                   f"share and number of windows, mean of {runs_text(len(matrices))}", fontsize=10)  # fmt: skip
+                   f"share and number of windows, {mean_text(len(matrices))}", fontsize=10)  # fmt: skip
     save(figure, f"confusion_{source}_{target}", made)
 
 
@@ -196,7 +200,7 @@ def loss_curves(results, variant, source, made):
     for axis in axes:
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     count = len(losses["epoch"])
-    figure.suptitle(f"{grid.title(variant)} on {source}: mean of {runs_text(count)}"
+    figure.suptitle(f"{grid.title(variant)} on {source}: {mean_text(count)}"
                     + (", band ± 1 standard deviation" if count > 1 else ""))  # fmt: skip
     save(figure, f"losses_{source}", made)
 

@@ -1,6 +1,7 @@
 """Plain and fast path side by side: the same validation losses, and cross-dataset accuracy within the seeds' spread.
 
-    python benchmarks/agreement.py -d uci -td motion --epochs 8 --windows 300
+    python benchmarks/agreement.py --epochs 8 --windows 300
+    python benchmarks/agreement.py --epochs 16 --classifier_epochs 15 --batch_sizes 128 32 --tolerance 1e-2
 
 Trains both paths on a short schedule for several seeds, in a temporary folder, and takes each through all four scripts
 on the CPU. Prints a table, writes results/benchmark_agreement.json, and ends with an error if a validation loss differs
@@ -30,6 +31,7 @@ def get_args(argv=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[3431, 3432, 3433], help="default 3431 3432 3433")
     parser.add_argument("--epochs", type=int, default=8, help="epochs, half of them with both losses (default 8)")
     parser.add_argument("--classifier_epochs", type=int, default=10, help="default 10")
+    parser.add_argument("--batch_sizes", type=int, nargs=2, default=[512, 128], help="default 512 128, as in config/")
     parser.add_argument("--windows", type=int, help="thin each data set out to about this many windows")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="of validation losses (default 1e-3)")
     return parser.parse_args(argv)
@@ -50,8 +52,9 @@ def lay_out(folder, args):
         every = max(1, len(data) // args.windows) if args.windows else 1
         for kind, array in (("data", data), ("label", labels)):
             artefacts.save_npy(folder / f"dataset/{name}/{kind}_20_120.npy", np.asarray(array)[::every])
-    short = {"n_epochs": args.epochs, "n_epochs_cl": args.epochs // 2}
-    for name, change in (("pretrain", short), ("train", {"n_epochs": args.classifier_epochs})):
+    short = {"n_epochs": args.epochs, "n_epochs_cl": args.epochs // 2, "batch_size": args.batch_sizes[0]}
+    classifier = {"n_epochs": args.classifier_epochs, "batch_size": args.batch_sizes[1]}
+    for name, change in (("pretrain", short), ("train", classifier)):
         artefacts.save_json(folder / f"{name}.json", json.loads((ROOT / f"config/{name}.json").read_text()) | change)
 
 
