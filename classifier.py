@@ -34,7 +34,6 @@ from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
 import calibration  # noqa: E402
-import cpu  # noqa: E402
 import fast  # noqa: E402
 import utils  # noqa: E402
 import v2  # noqa: E402
@@ -77,14 +76,10 @@ def load_embedding(args):
 
 
 def settle_precision(precision, device):
-    """The type in which a CPU makes large products (None: that of their inputs); sets PyTorch's precision on a GPU."""
-    if device.type == "cpu":
-        fast.keep_freed_memory()
-        return cpu.dtype_of(precision)
-    if precision == "bf16":
+    """fast.settle_precision, but that on a GPU there is no bf16 here."""
+    if precision == "bf16" and device.type != "cpu":
         raise UserError("--precision bf16 of the classifier is for a CPU with AMX; take tf32 or fp32 on a GPU")
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    return None
+    return fast.settle_precision(precision, device)
 
 
 def train_epoch(model, optimizer, h, y, batch_size, most, generator, dtype=None):

@@ -76,10 +76,11 @@ def encoder_weights(transformer, all_steps):
     residual = transformer.proj.weight + torch.eye(D, dtype=q.dtype)  # (D, D)
     bias = residual @ attn.proj_v.bias + transformer.proj.bias
     if all_steps:
-        v = F.pad(v.view(H, -1, D), (0, 0, 0, ones(D // H))).flatten(0, 1)  # (H * V, D)
-        b_v = F.pad(torch.zeros(H, D // H, 1, dtype=v.dtype), (0, 0, 0, 1), value=1.0)
-        b_v = F.pad(b_v, (0, 0, 0, ones(D // H) - 1)).flatten(0, 1)  # (H * V, 1): 1 is a head's feature K
-        before, after = (q, k, v, b_q[:, None], b_v), (residual, bias)
+        K = D // H
+        v = F.pad(v.view(H, K, D), (0, 0, 0, ones(K)))  # (H, V, D)
+        b_v = v.new_zeros(H, v.shape[1], 1)
+        b_v[:, K] = 1
+        before, after = (q, k, v.flatten(0, 1), b_q[:, None], b_v.flatten(0, 1)), (residual, bias)
     else:
         q, b_q, k, v = q.view(H, -1, D), b_q.view(H, 1, -1), k.view(H, -1, D), v.view(H, -1, D)
         heads = residual.view(D, H, -1).transpose(0, 1)  # (H, D, K)
@@ -198,9 +199,8 @@ def encoder(transformer):
     The fused attention needs its queries, keys and values step by step; they come from one product.
     """
     weights, H = encoder_weights(transformer, all_steps=True), transformer.attn.H
-    q, k, v, b_q, _ = weights.before
-    v = v.view(H, -1, v.shape[1])[:, : len(q) // H].flatten(0, 1)
-    W, b = torch.cat([q, k, v]), torch.cat([b_q[:, 0], torch.zeros_like(b_q[:, 0]), torch.zeros_like(b_q[:, 0])])
+    q, k, _, b_q, _ = weights.before
+    W, b = torch.cat([q, k, transformer.attn.proj_v.weight]), F.pad(b_q[:, 0], (0, 2 * len(q)))
 
     def forward(x):
         q, k, v = (split_heads(part, H) for part in F.linear(embed(transformer, weights, x), W, b).chunk(3, dim=-1))
@@ -324,5 +324,4 @@ def losses(model, head, views, masks, keep, both, gather=lambda classes: classes
     if not both:
         return masked, torch.zeros_like(masked)
     classes = class_output(head, token, *map(torch.cat, zip(*taken, strict=True)), keep)
-    # both views together so far; from BatchNorm on, whose statistics are those of one view, each on its own
-    return masked, nt_xent(*map(head.projection_head, gather(classes.unflatten(0, (2, -1)))))
+    return masked, nt_xent(*head.project(gather(classes.unflatten(0, (2, -1)))).chunk(2))

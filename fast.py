@@ -30,18 +30,25 @@ def default_precision(model_cfg, device, plain=False):
     return "bf16" if device.type == "cuda" and shortcuts_hold(model_cfg) and not plain else "fp32"
 
 
-def losses_for(model_cfg, device, precision, plain=False):
-    """The losses of pretraining: the fast ones where they hold for this encoder, else the plain ones, with one line.
+def settle_precision(precision, device):
+    """The type in which large products are made, None for that of their inputs; sets PyTorch's own on a GPU.
 
-    Sets how PyTorch multiplies float32 matrices on a GPU. Raises UserError where bf16 is not to be had.
+    Raises UserError for bf16 on a CPU without AMX.
     """
     if device.type == "cpu":
         keep_freed_memory()
-        dtype = cpu.dtype_of(precision)
-    else:
-        # with bf16 too: what it leaves in float32 is small
-        torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-        dtype = torch.bfloat16 if precision == "bf16" else None
+        return cpu.dtype_of(precision)
+    # with bf16 too: what it leaves in float32 is small
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def losses_for(model_cfg, device, precision, plain=False):
+    """The losses of pretraining: the fast ones where they hold for this encoder, else the plain ones, with one line.
+
+    Settles the precision. Raises UserError where bf16 is not to be had.
+    """
+    dtype = settle_precision(precision, device)
     if plain or not shortcuts_hold(model_cfg):
         if precision == "bf16":
             raise UserError("--precision bf16 is for the fast path, an encoder of one pass (n_layers 1) with emb_norm "

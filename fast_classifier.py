@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from cpu import linear
 from models import merge_heads, sinusoidal_positions, split_heads
 
 ROWS = 1024  # steps that go through the feed-forward together, in bfloat16 three times as many
@@ -128,20 +129,15 @@ class FeedForward(torch.autograd.Function):
         return dx[:, :P].to(g.dtype), dW1[:, :P], dW1[:, P], dW2 * ctx.scale, g.sum(0), None, None, None
 
 
-def linear(h, W, b, dtype):
-    """F.linear made in `dtype`, which the result stays in."""
-    return F.linear(h.to(dtype), W.to(dtype), b.to(dtype))
-
-
 def attention(module, h, dropout, dtype):
     """nn.MultiheadAttention of h (B, T, P) with itself, dropout on its weights."""
-    q, k, v = linear(h, module.in_proj_weight, module.in_proj_bias, dtype).chunk(3, dim=-1)
+    q, k, v = linear(h.to(dtype), module.in_proj_weight, module.in_proj_bias).chunk(3, dim=-1)
     q, k, v = (split_heads(part, module.num_heads) for part in (q * module.head_dim**-0.5, k, v))
     if dropout:
         a = dropout.keep(torch.softmax(q @ k.transpose(2, 3), dim=-1)) @ (v * dropout.scale)  # (B, H, T, K)
     else:
         a = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-    return linear(merge_heads(a), module.out_proj.weight, module.out_proj.bias, dtype).to(h.dtype)
+    return linear(merge_heads(a), module.out_proj.weight, module.out_proj.bias).to(h.dtype)
 
 
 def logits(model, h, dropout=None, dtype=None):
@@ -150,7 +146,7 @@ def logits(model, h, dropout=None, dtype=None):
     Without it, as in eval mode, whatever the module's mode is. The layers' products are made in `dtype` (that of h).
     """
     dtype = dtype or h.dtype
-    h = linear(h, model.embedding.weight, model.embedding.bias, dtype).to(h.dtype)
+    h = linear(h.to(dtype), model.embedding.weight, model.embedding.bias).to(h.dtype)
     h = h + sinusoidal_positions(h.shape[1], h.shape[2], h.device).to(h.dtype)
     drop, train = dropout or (lambda x: x), torch.is_grad_enabled()
     for layer in model.transformer_encoder.layers:  # post-norm, as torch has them by default

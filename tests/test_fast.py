@@ -124,7 +124,7 @@ def test_the_plain_path_refuses_bfloat16(monkeypatch, cfg, plain):
         fast.losses_for(cfg, torch.device("cpu"), "bf16", plain)
 
 
-def test_a_triton_that_cannot_build_leaves_the_slower_path(capsys, monkeypatch):
+def test_a_triton_that_cannot_build_leaves_the_slower_path(capsys):
     """Here there is none, or no GPU: either way gpu.py does not work."""
     if torch.cuda.is_available():
         pytest.skip("a GPU is here, where it may")
