@@ -324,4 +324,5 @@ def losses(model, head, views, masks, keep, both, gather=lambda classes: classes
     if not both:
         return masked, torch.zeros_like(masked)
     classes = class_output(head, token, *map(torch.cat, zip(*taken, strict=True)), keep)
-    return masked, nt_xent(*head.project(gather(classes.unflatten(0, (2, -1)))).chunk(2))
+    # both views together so far; from BatchNorm on, whose statistics are those of one view, each on its own
+    return masked, nt_xent(*map(head.projection_head, gather(classes.unflatten(0, (2, -1)))))
