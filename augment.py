@@ -128,8 +128,15 @@ class Copies:
         """The windows (n, T, C) of a slice of rows or of an int64 tensor of them (n,)."""
         if isinstance(rows, slice):
             rows = torch.arange(*rows.indices(len(self)))
-        x = self.data[rows % len(self.data)]
-        rows = rows.to(x.device)
+        x = self.originals(rows)
+        return self.altered(x, rows.to(x.device))
+
+    def originals(self, rows):
+        """The windows that `rows` (n,) are copies of: (n, T, C), where the data give them."""
+        return self.data[rows % len(self.data)]
+
+    def altered(self, x, rows):
+        """The copies `rows` (n,) of their windows x (n, T, C), all on one device."""
         copy = rows // len(self.data)
         if self.method == "none":
             return x

@@ -113,9 +113,16 @@ class Source:
 
     def __call__(self, index):
         """The views (2, m, T, C) of some of the rows, `index` a slice or an int64 tensor on the rows' device."""
+        return self.views(*self.read(index))
+
+    def read(self, index):
+        """The windows (m, T, C) that those rows are copies of, and the rows (m,), where the views will be made."""
         rows = self.rows[index]
-        x = self.copies[rows]
-        return two_views(x, PerRow(rows.to(x.device), *self.key))
+        x = self.copies.originals(rows)
+        return x, rows.to(x.device)
+
+    def views(self, x, rows):
+        return two_views(self.copies.altered(x, rows), PerRow(rows, *self.key))
 
 
 class InMemory:
@@ -159,29 +166,51 @@ class InMemory:
 class Streamed:
     """The same for data that don't fit: views are made batch by batch, on a GPU while the step before is running.
 
-    The numbers are those of InMemory, which makes them by the same calls.
+    The numbers are those of InMemory, which makes them by the same calls. On a GPU those are recorded: some 60 kernels,
+    which take longer to launch than a training step to run.
     """
 
     def __init__(self, source, device):
-        self.source, self.device, self.ready = source, device, None
+        self.source, self.device = source, device
+        self.inputs = self.made = self.ready = self.recorded = None
+        self.taken = torch.cuda.Event() if device.type == "cuda" else None  # `made` may be written again
 
     def renew(self, seed, epoch):
         self.source.key = (seed, "views", epoch)
+        self.recorded = None  # the old key is in it
 
     def __len__(self):
         return len(self.source)
 
     def batches(self, order):
         order = order.cpu()
-        upcoming = self.source(order[0])
+        upcoming = self.make(order[0])
         if self.ready is None:
             self.ready = torch.empty_like(upcoming)  # it stays in place: a recorded step reads it
         for step in range(len(order)):
             put(upcoming, self.ready)
+            if self.taken:
+                self.taken.record()
             yield step
             if step + 1 < len(order):
                 with fast.aside(self.device):
-                    upcoming = self.source(order[step + 1])
+                    upcoming = self.make(order[step + 1])
+
+    def make(self, index):
+        """The views of a step's rows, index (B,) on the CPU: (2, B, T, C) on the device, the next call's place too."""
+        if self.device.type != "cuda":
+            return self.source(index)
+        read = self.source.read(index)
+        if self.recorded is None:
+            self.inputs, self.recorded = [part.clone() for part in read], fast.Captured(self.record)
+        torch.cuda.current_stream().wait_event(self.taken)
+        for part, new in zip(self.inputs, read, strict=True):
+            part.copy_(new)
+        self.recorded("views")
+        return self.made
+
+    def record(self, _):
+        self.made = self.source.views(*self.inputs)
 
     def batch(self, order):
         return self.ready

@@ -207,25 +207,27 @@ class Attend(torch.autograd.Function):
             asking = h.index_select(0, rows)
             q, kv = torch.addmm(bias[:D], asking, weight[:D].T), torch.addmm(bias[D:], h, weight[D:].T)
         M, T, K = len(q) // B, n // B, D // H
+        ctx.sizes = (K**-0.5, M, T, q.stride(0), kv.stride(0), H, K, width(T), max(16, width(K)), dot_precision())
+        ctx.grid = (B * H,)
+        out, logs = torch.empty(len(q), D, device=h.device, dtype=h.dtype), torch.empty(B, H, M, device=h.device)
         R, warps = (64, 4) if M > 32 else (32, 2)  # as measured on an H100
-        ctx.sizes = (K**-0.5, M, T, q.stride(0), kv.stride(0), H, K, R, width(T), max(16, width(K)), dot_precision())
-        ctx.grid, ctx.warps = (B * H,), warps
-        out = torch.empty(len(q), D, device=h.device, dtype=h.dtype)
-        kernels.attend_forward[ctx.grid](q, kv, out, *ctx.sizes, num_warps=warps)
-        ctx.save_for_backward(h, rows, asking, weight, q, kv)
+        kernels.attend_forward[ctx.grid](q, kv, out, logs, *ctx.sizes, R, num_warps=warps)
+        ctx.save_for_backward(h, rows, asking, weight, q, kv, out, logs)
         return out
 
     @staticmethod
     def backward(ctx, da):
-        h, rows, asking, weight, q, kv = ctx.saved_tensors
+        h, rows, asking, weight, q, kv, out, logs = ctx.saved_tensors
         D = h.shape[1]
-        d_bias = torch.empty(ctx.grid[0] // ctx.sizes[5], 2 * D, device=h.device)
+        d_bias = torch.empty(len(logs), 2 * D, device=h.device)
         if rows is None:
             dqkv = torch.empty(len(h), 3 * D, device=h.device, dtype=h.dtype)
             dq, dkv = dqkv[:, :D], dqkv[:, D:]
         else:
             dq, dkv = torch.empty_like(q), torch.empty_like(kv)
-        kernels.attend_backward[ctx.grid](q, kv, da.contiguous(), dq, dkv, d_bias, *ctx.sizes, num_warps=ctx.warps)
+        warps = 2 if h.dtype == torch.bfloat16 and rows is None else 4
+        kernels.attend_backward[ctx.grid](q, kv, out, logs, da.contiguous(), dq, dkv, d_bias, *ctx.sizes, 32,
+                                          num_warps=warps)  # fmt: skip
         if rows is None:
             dh, d_weight = dqkv @ weight, weight_gradient(dqkv, h)
         else:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 EPS = tl.constexpr(1e-12)  # of models.LayerNorm
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -181,21 +182,13 @@ def embed_backward(dh, x, weight, bias, gamma, beta, position, d_position, sums,
 
 
 @triton.jit
-def attend_weights(q, k, scale, T, S: tl.constexpr, PRECISION: tl.constexpr):
-    """softmax(q k^T * scale) over the first T of S keys, float32."""
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    scores = tl.where((tl.arange(0, S) < T)[None, :], scores, float("-inf"))
-    e = tl.exp(scores - tl.max(scores, 1)[:, None])
-    return e / tl.sum(e, 1)[:, None]
-
-
-@triton.jit
-def attend_forward(q, kv, out, scale, M: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, KV: tl.constexpr,
-                   H: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr, P: tl.constexpr,
-                   PRECISION: tl.constexpr):  # fmt: skip
+def attend_forward(q, kv, out, logs, scale, M: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, KV: tl.constexpr,
+                   H: tl.constexpr, K: tl.constexpr, S: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
+                   R: tl.constexpr):  # fmt: skip
     """A program is one head of one window: keys and values of all its steps, R queries at a time.
 
-    Q and KV are the lengths of a row of q and of kv in memory, K and P a head's features and their tile's width.
+    Q and KV are the lengths of a row of q and of kv in memory, K and P a head's features and their tile's width, S that
+    of a tile of steps. logs (B, H, M) gets the base-2 logarithms of the softmax's sums.
     """
     window, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     steps, cols = tl.arange(0, S), tl.arange(0, P)
@@ -207,47 +200,55 @@ def attend_forward(q, kv, out, scale, M: tl.constexpr, T: tl.constexpr, Q: tl.co
         rows = start + tl.arange(0, R)
         asked = (rows < M)[:, None] & (cols < K)[None, :]
         query = tl.load(q + rows[:, None] * Q + cols[None, :], asked, 0.0)
-        weights = attend_weights(query, k, scale, T, S, PRECISION)
-        a = tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+        scores = tl.dot(query, tl.trans(k), input_precision=PRECISION) * (scale * LOG2_E)
+        scores = tl.where((steps < T)[None, :], scores, float("-inf"))
+        highest = tl.max(scores, 1)
+        e = tl.exp2(scores - highest[:, None])
+        total = tl.sum(e, 1)
+        a = tl.dot(e.to(v.dtype), v, input_precision=PRECISION) / total[:, None]
         tl.store(out + rows[:, None] * (H * K) + cols[None, :], a.to(out.dtype.element_ty), asked)
+        tl.store(logs + tl.program_id(0) * M + rows, highest + tl.log2(total), rows < M)
 
 
 @triton.jit
-def attend_backward(q, kv, da, dq, dkv, d_bias, scale, M: tl.constexpr, T: tl.constexpr, Q: tl.constexpr,
-                    KV: tl.constexpr, H: tl.constexpr, K: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-                    P: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Like attend_forward; the weights are computed again. Keys' and values' gradients are summed transposed (P, S).
+def attend_backward(q, kv, out, logs, da, dq, dkv, d_bias, scale, M: tl.constexpr, T: tl.constexpr, Q: tl.constexpr,
+                    KV: tl.constexpr, H: tl.constexpr, K: tl.constexpr, S: tl.constexpr, P: tl.constexpr,
+                    PRECISION: tl.constexpr, R: tl.constexpr):  # fmt: skip
+    """Like attend_forward; the weights are computed again, transposed (S, R), from the logs of their sums.
 
-    d_bias (B, 2D) gets the sums over the window of dq and of the values' gradient: those of the biases.
+    What a row's softmax subtracts is its da . out, so no sum over the steps is needed. Steps beyond T have keys and
+    values of zero and weights that are not: those reach nothing that is stored. d_bias (B, 2D) gets the sums over the
+    window of dq and of the values' gradient: those of the biases.
     """
     window, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     steps, cols = tl.arange(0, S), tl.arange(0, P)
     there = (steps < T)[:, None] & (cols < K)[None, :]
     at = steps[:, None] * KV + cols[None, :]
     kv, dkv = kv + window * T * KV + head * K, dkv + window * T * KV + head * K
-    q, dq, da = q + window * M * Q + head * K, dq + window * M * Q + head * K, da + window * M * H * K + head * K
+    q, dq = q + window * M * Q + head * K, dq + window * M * Q + head * K
+    out, da = out + window * M * H * K + head * K, da + window * M * H * K + head * K
     k, v = tl.load(kv + at, there, 0.0), tl.load(kv + H * K + at, there, 0.0)
-    dk, dv, d_bias_q = tl.zeros((P, S), tl.float32), tl.zeros((P, S), tl.float32), tl.zeros((P,), tl.float32)
+    dk, dv, d_bias_q = tl.zeros((S, P), tl.float32), tl.zeros((S, P), tl.float32), tl.zeros((P,), tl.float32)
     for start in range(0, M, R):
         rows = start + tl.arange(0, R)
         asked = (rows < M)[:, None] & (cols < K)[None, :]
-        place = rows[:, None] * Q + cols[None, :]
-        query, d = tl.load(q + place, asked, 0.0), tl.load(da + rows[:, None] * (H * K) + cols[None, :], asked, 0.0)
-        weights = attend_weights(query, k, scale, T, S, PRECISION)
-        dv += tl.dot(tl.trans(d), weights.to(d.dtype), input_precision=PRECISION)
-        d_weights = tl.dot(d, tl.trans(v), input_precision=PRECISION)
-        ds = (weights * (d_weights - tl.sum(weights * d_weights, 1)[:, None]) * scale).to(d.dtype)
-        dk += tl.dot(tl.trans(query), ds, input_precision=PRECISION)
-        d_query = tl.dot(ds, k, input_precision=PRECISION)
+        place, mine = rows[:, None] * Q + cols[None, :], rows[:, None] * (H * K) + cols[None, :]
+        query, d = tl.load(q + place, asked, 0.0), tl.load(da + mine, asked, 0.0)
+        along = tl.sum(d.to(tl.float32) * tl.load(out + mine, asked, 0.0).to(tl.float32), 1)
+        scores = tl.dot(k, tl.trans(query), input_precision=PRECISION) * (scale * LOG2_E)
+        weights = tl.exp2(scores - tl.load(logs + tl.program_id(0) * M + rows, rows < M, 0.0)[None, :])
+        dv += tl.dot(weights.to(d.dtype), d, input_precision=PRECISION)
+        d_weights = tl.dot(v, tl.trans(d), input_precision=PRECISION)
+        ds = (weights * (d_weights - along[None, :])).to(d.dtype)
+        dk += tl.dot(ds, query, input_precision=PRECISION)
+        d_query = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * scale
         d_bias_q += tl.sum(d_query, 0)
         tl.store(dq + place, d_query.to(dq.dtype.element_ty), asked)
-    there = (cols < K)[:, None] & (steps < T)[None, :]
-    at = steps[None, :] * KV + cols[:, None]
-    tl.store(dkv + at, dk.to(dkv.dtype.element_ty), there)
+    tl.store(dkv + at, (dk * scale).to(dkv.dtype.element_ty), there)
     tl.store(dkv + H * K + at, dv.to(dkv.dtype.element_ty), there)
     d_bias += window * (2 * H * K) + head * K + cols
     tl.store(d_bias, d_bias_q, cols < K)
-    tl.store(d_bias + H * K, tl.sum(dv, 1), cols < K)
+    tl.store(d_bias + H * K, tl.sum(tl.where(there, dv, 0.0), 0), cols < K)
 
 
 @triton.jit

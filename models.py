@@ -149,17 +149,30 @@ def encode(model, windows, batch_size=None):
     the device, where they stay), so that neither a large set nor its representation needs to fit; every script encodes
     through here.
     """
-    from fast import encoder_for  # which imports this file: the plain functions stand first
+    from fast import aside, encoder_for  # which imports this file: the plain functions stand first
 
     was_training = model.training
     device = next(model.parameters()).device
-    batch_size = batch_size or (64 if device.type == "cpu" else 4096)
+    batch_size = batch_size or (64 if device.type == "cpu" else 2048)
     model.eval()
     forward = encoder_for(model.transformer, device)
+
+    def bring(start):
+        part = torch.as_tensor(windows[start : start + batch_size])
+        if part.device == device:
+            return part.float()
+        with aside(device):  # to a GPU while it encodes the batch before
+            x = part.to(device, torch.float32)
+        if x.is_cuda:
+            x.record_stream(torch.cuda.current_stream(device))
+        return x
+
     try:
-        for start in range(0, len(windows), batch_size):
-            x = torch.as_tensor(windows[start : start + batch_size]).to(device, torch.float32)
-            yield forward(instance_norm(x))
+        x = bring(0)
+        for start in range(batch_size, len(windows) + batch_size, batch_size):
+            h = forward(instance_norm(x))
+            x = bring(start)
+            yield h
     finally:
         model.train(was_training)
 

@@ -103,7 +103,7 @@ def work(settings):
         if not int(os.environ.get("RANK", 0)):
             seconds = np.diff(marks)[1:] / settings["steps"]  # the first round records the step and warms up
             found = {"set_up_s": marks[0] - start, "step_s": min(seconds),
-                     "views_s": min(made), "memory_gb": (most[0] - before) / 1e9,
+                     "views_s": min(made, default=None), "memory_gb": (most[0] - before) / 1e9,
                      "mapped_too_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
                      "device": f"{torch.get_num_threads()} CPU threads", "torch": torch.__version__}  # fmt: skip
             if torch.cuda.is_initialized():
