@@ -274,24 +274,36 @@ def span_positions(count, T, M, max_gram, generator):
         parts = torch.arange(count).split(MASKED_AT_ONCE)
         return torch.cat([span_positions(len(part), T, M, max_gram, generator) for part in parts])
     device = generator.device
-    rounds = 24 if device.type == "cuda" else 4
+    rounds, add = 4, add_spans
+    if device.type == "cuda":
+        from fast import fused  # which imports this file
+
+        rounds, gpu = 24, fused()
+        add = gpu.add_spans if gpu else add_spans
     weights = 0.8 ** torch.arange(max_gram, dtype=torch.float64)
     ends = (weights.cumsum(0) / weights.sum())[:-1].float().to(device)
-    steps = torch.arange(T, device=device)
     chosen = torch.zeros(count, T, dtype=torch.bool, device=device)
     rows, row_ids = chosen, torch.arange(count, device=device)
     while len(rows):
-        lengths = torch.bucketize(torch.rand(rounds, len(rows), 1, generator=generator, device=device), ends) + 1
-        starts = torch.randint(T, (rounds, len(rows), 1), generator=generator, device=device)
-        for n, start in zip(lengths, starts, strict=True):
-            missing = M - rows.sum(1, keepdim=True)
-            end = (start + torch.minimum(n, missing)).clamp(max=T - 1)
-            free = ~rows.gather(1, start)
-            rows = rows | ((steps >= start) & (steps < end) & free)
+        lengths = torch.bucketize(torch.rand(rounds, len(rows), generator=generator, device=device), ends) + 1
+        starts = torch.randint(T, (rounds, len(rows)), generator=generator, device=device)
+        rows = add(rows, lengths, starts, M)
         chosen[row_ids] = rows
         left = (rows.sum(1) < M).nonzero()[:, 0]
         rows, row_ids = rows[left], row_ids[left]
     return chosen.nonzero()[:, 1].view(count, M)
+
+
+def add_spans(chosen, lengths, starts, M):
+    """Rounds of span_positions: chosen (n, T) bool, lengths and starts (rounds, n) int64 -> (n, T), at most M a row."""
+    T = chosen.shape[1]
+    steps = torch.arange(T, device=chosen.device)
+    for n, start in zip(lengths[:, :, None], starts[:, :, None], strict=True):
+        missing = M - chosen.sum(1, keepdim=True)
+        end = (start + torch.minimum(n, missing)).clamp(max=T - 1)
+        free = ~chosen.gather(1, start)
+        chosen = chosen | ((steps >= start) & (steps < end) & free)
+    return chosen
 
 
 def draw_masks(count, T, C, mask_cfg, generator):

@@ -309,6 +309,16 @@ class NTXent(torch.autograd.Function):
         return dz, None
 
 
+# -------------------------------------------------------------------------------------------- span masking
+
+
+def add_spans(chosen, lengths, starts, M):
+    """augment.add_spans with all rounds in one pass."""
+    out, (n, T) = torch.empty_like(chosen), chosen.shape
+    kernels.add_spans[(triton.cdiv(n, ROWS),)](chosen, lengths, starts, out, n, len(lengths), M, T, ROWS, width(T))
+    return out
+
+
 # ------------------------------------------------------------------------------------------ the losses
 
 

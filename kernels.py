@@ -375,3 +375,21 @@ def nt_xent_backward(z, logs, scale, dz, n, temperature, FEATURES: tl.constexpr,
     d = (d - mine * (tl.sum(d * mine, 1) * free)[:, None]) * over_length[:, None]
     inside = (rows < n)[:, None] & (cols < FEATURES)[None, :]
     tl.store(dz + rows[:, None] * FEATURES + cols[None, :], d, inside)
+
+
+@triton.jit
+def add_spans(chosen, lengths, starts, out, n, rounds, M, T: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
+    """Of R rows of chosen (n, T): in each round a span from where nothing is chosen yet, cut to what is missing."""
+    first = tl.program_id(0).to(tl.int64) * R
+    rows, steps = tl.arange(0, R), tl.arange(0, W)[None, :]
+    real = rows < n - first
+    at, inside = rows[:, None] * T + steps, real[:, None] & (steps < T)
+    taken = tl.load(chosen + first * T + at, inside, 0).to(tl.int32)
+    for i in range(rounds):
+        place = (tl.zeros((), tl.int64) + i) * n + first
+        start = tl.load(starts + place + rows, real, 0).to(tl.int32)[:, None]
+        length = tl.load(lengths + place + rows, real, 0).to(tl.int32)
+        end = tl.minimum(start + tl.minimum(length, M - tl.sum(taken, 1))[:, None], T - 1)
+        free = tl.sum(tl.where(steps == start, taken, 0), 1)[:, None] == 0
+        taken = tl.where((steps >= start) & (steps < end) & free, 1, taken)
+    tl.store(out + first * T + at, taken != 0, inside)

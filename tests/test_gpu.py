@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from augment import Masks, draw_masks, instance_norm
+from augment import Masks, add_spans, draw_masks, instance_norm
 from models import Contrastive, Embedding, MaskedModel, draw_keep, losses, nt_xent
 
 if not torch.cuda.is_available():
@@ -186,3 +186,12 @@ def test_encode(cfg, B):
 def test_add_up(n):
     parts = randn(n, 3, 25)
     torch.testing.assert_close(gpu.add_up(parts), parts.sum(0), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("n, T, M", [(1, 120, 18), (1000, 120, 18), (37, 50, 50)])
+def test_spans(n, T, M):
+    g = torch.Generator().manual_seed(n)
+    chosen = (torch.rand(n, T, generator=g) < 0.05).cuda()
+    lengths = torch.randint(1, 11, (6, n), generator=g).cuda()
+    starts = torch.randint(T, (6, n), generator=g).cuda()
+    assert torch.equal(gpu.add_spans(chosen, lengths, starts, M), add_spans(chosen, lengths, starts, M))
