@@ -27,7 +27,7 @@ import artefacts  # noqa: E402
 import calibration  # noqa: E402
 import ledger  # noqa: E402
 from metrics import scores, spread  # noqa: E402
-from table import METRICS, Results, mean_over  # noqa: E402
+from table import METRICS, Results, mean_over, pretraining_epochs  # noqa: E402
 
 # Okabe and Ito's colours, told apart by colour-blind readers too
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
@@ -281,7 +281,8 @@ def ablation(results, made):
                  transform=axes[0].get_xaxis_transform())  # fmt: skip
     axes[0].set_yticks(y, [grid.title(variant) for variant in variants])
     figure.suptitle(f"Variants at label rate {rate:g}: bar, mean over {len(pairs)} pairs and the runs; whisker, ± 1 "
-                    "standard deviation between runs;\ndots, single pairs; orange, trained with labels only",
+                    "standard deviation between runs;\ndots, single pairs; orange, trained with labels only; "
+                    f"{pretraining_epochs(results)}",
                     fontsize=10)  # fmt: skip
     save(figure, "ablation", made)
 

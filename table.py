@@ -205,17 +205,22 @@ def sections(results):
     return made
 
 
-def facts(results):
-    """What the numbers rest on: epochs, seeds."""
-    epochs, seeds = defaultdict(set), set()
+def pretraining_epochs(results):
+    """How long the sources were pretrained, as the ledger has it: `pretraining epochs: uci 1600, motion 1600`."""
+    epochs = defaultdict(set)
     for (variant, _, source, target), runs in results.found.items():
-        for run, row in runs.items():
+        for row in runs.values():
             if target is not None and not results.grid.is_baseline(variant) and variant != "random" and row["epochs"]:
                 epochs[source].add(int(row["epochs"]))
-            seeds.add(run)
     text = ", ".join(f"{s} {'/'.join(map(str, sorted(epochs[s])))}" for s in results.sources if epochs[s])
+    return f"pretraining epochs: {text or 'none'}"
+
+
+def facts(results):
+    """What the numbers rest on: epochs, seeds."""
+    seeds = {run for runs in results.found.values() for run in runs}
     runs = ", ".join(str(a) if a == b else f"{a}+{b}" for a, b in sorted(seeds))
-    return f"pretraining epochs: {text or 'none'}; seeds (pretraining+classifier where they differ): {runs}."
+    return f"{pretraining_epochs(results)}; seeds (pretraining+classifier where they differ): {runs}."
 
 
 # ----------------------------------------------------------------------------------------------- renderers
