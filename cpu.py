@@ -3,12 +3,13 @@
 Beside the shortcuts of fast.py, which also explains them: everything that depends on the weights alone is folded
 together once a step (encoder_weights, token_weights), a chunk of windows goes through all operations before the next
 one does, attention keeps its features before its time steps, the order in which heads need no copy and a product with
-heads of 18 features fills the vector registers, and softmax is left with one pass over the scores. tests/test_cpu.py
-holds all of it against the plain functions.
+heads of 18 features fills the vector registers, and softmax is left with one pass over the scores. Where GCC is found,
+all of the encoder but its products is made by cpu_kernels.c instead (native.py; `built` says so here).
+tests/test_cpu.py and tests/test_native.py hold it against the plain functions.
 
 With `dtype` bfloat16, on a CPU with AMX, what has many rows is made in it: the products of encoder and class token, and
 attention. LayerNorms, the folding of weights and the losses stay in float32: PyTorch's LayerNorm takes two to three
-times longer in bfloat16.
+times longer in bfloat16. cpu_kernels.c reads and writes it everywhere between the products, and calculates in float32.
 
 Axes as in models.py; N stands for B * H, a window's heads one after another.
 """
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+import native
 from augment import hide, take_steps
 from models import merge_heads, nt_xent, split_heads
 from utils import UserError
@@ -55,12 +57,14 @@ class EncoderWeights(NamedTuple):
     form: torch.Tensor  # (C + 1, C + 1): the variance over a step's D features is x form x
     lift: torch.Tensor  # (C + 1, D): channels and 1 to features of mean 0, gamma applied
     position: torch.Tensor  # (T, D), beta added
-    before: tuple  # softmax; all_steps: q, k (D, D), v (H * V, D), biases (.., 1); chosen_steps: both in one, its bias
-    after: tuple  # it, to the first norm's input, with bias (D,); all_steps: (D, D), chosen_steps: (D, H * D)
+    before: tuple  # softmax; all_steps: q, k (D, D), v (H * V, D), biases (.., 1); chosen_steps: both in one, its bias;
+    # with `built`: all three in one (3D, D), its bias (3D,)
+    after: tuple  # it, to the first norm's input, with bias (D,): (D, D), of chosen_steps without `built` (D, H * D)
+    built: object  # native.library() for these sizes
 
 
-def encoder_weights(transformer, all_steps):
-    """Fold what depends on the weights alone, for `all_steps` or for the chosen ones.
+def encoder_weights(transformer, all_steps, dtype=None):
+    """Fold what depends on the weights alone, for `all_steps` or for the chosen ones; products made in `dtype`.
 
     The first LayerNorm: see fast.embed. The residual around a projection is one matrix, a + W a = (I + W) a, which is
     applied to the value's bias at once: the attention's weights add up to 1. The scale goes to the queries, and the
@@ -75,7 +79,13 @@ def encoder_weights(transformer, all_steps):
     k, v = attn.proj_k.weight, attn.proj_v.weight
     residual = transformer.proj.weight + torch.eye(D, dtype=q.dtype)  # (D, D)
     bias = residual @ attn.proj_v.bias + transformer.proj.bias
-    if all_steps:
+    F_inner = len(transformer.pwff.fc1.weight)
+    (T, _), C = embedding.pos_embed.weight.shape, embedding.lin.weight.shape[1]
+    built = native.library(T, C, D, H, F_inner, dtype or q.dtype)
+    if built:
+        before = torch.cat([q, k, v]), F.pad(b_q, (0, 2 * D))
+        after = residual, bias
+    elif all_steps:
         K = D // H
         v = F.pad(v.view(H, K, D), (0, 0, 0, ones(K)))  # (H, V, D)
         b_v = v.new_zeros(H, v.shape[1], 1)
@@ -87,7 +97,7 @@ def encoder_weights(transformer, all_steps):
         before = (k.transpose(1, 2) @ q).view(H * D, D), (b_q @ k).view(H * D)
         after = (heads @ v).transpose(0, 1).reshape(D, H * D), bias
     form, position = lift.T @ lift / D, embedding.pos_embed.weight + norm.beta
-    return EncoderWeights(form, (norm.gamma[:, None] * lift).T, position, before, after)
+    return EncoderWeights(form, (norm.gamma[:, None] * lift).T, position, before, after, built)
 
 
 def ones(K):
@@ -95,8 +105,14 @@ def ones(K):
     return 4 - K % 4
 
 
-def embed(transformer, weights, x):
-    """models.Embedding with one LayerNorm fewer over D features (see fast.embed): (B, T, C) -> (B, T, D)."""
+def embed(transformer, weights, x, dtype):
+    """models.Embedding with one LayerNorm fewer over D features (see fast.embed): (B, T, C) -> (B, T, D).
+
+    In the type of x, with `built` in `dtype`.
+    """
+    if weights.built:
+        lin, norm, position = transformer.embed.lin, transformer.embed.norm, transformer.embed.pos_embed.weight
+        return native.Embed.apply(x, lin.weight, lin.bias, norm.gamma, norm.beta, position, dtype, weights.built)
     B = len(x)
     x = F.pad(x, (0, 1), value=1.0)
     x = x * torch.rsqrt(torch.linalg.vecdot(x @ weights.form, x) + 1e-12)[..., None]
@@ -115,6 +131,16 @@ def after_attention(transformer, h, dtype):
     fc1, fc2 = transformer.pwff.fc1, transformer.pwff.fc2
     inner = F.gelu(linear(h.to(dtype), fc1.weight, fc1.bias))
     return transformer.norm2(h + linear(inner, fc2.weight, fc2.bias).to(h.dtype))
+
+
+def block_end(transformer, weights, a):
+    """after_attention and the residual's product before it, with native.py: (B, M, D) in the type of a."""
+    (residual, bias), ff = weights.after, transformer.pwff
+    norm1, norm2 = transformer.norm1, transformer.norm2
+    W, W1, W2 = (part.to(a.dtype) for part in (residual, ff.fc1.weight, ff.fc2.weight))
+    h = native.Norm.apply(a @ W.T, None, bias, norm1.gamma, norm1.beta, weights.built)
+    inner = native.Gelu.apply(h @ W1.T, ff.fc1.bias, weights.built)
+    return native.Norm.apply(inner @ W2.T, h, ff.fc2.bias, norm2.gamma, norm2.beta, weights.built)
 
 
 class Attention(torch.autograd.Function):
@@ -182,7 +208,12 @@ def out_of_range(sums):
 
 def all_steps(transformer, weights, x, dtype=None):
     """models.Transformer: x (B, T, C) -> (B, T, D). The large products are made in `dtype` (that of x)."""
-    h, dtype = embed(transformer, weights, x), dtype or x.dtype
+    dtype = dtype or x.dtype
+    h = embed(transformer, weights, x, dtype)
+    if weights.built:
+        qkv = linear(h, *weights.before)  # (B, T, 3D)
+        a = native.Attention.apply(None, qkv, transformer.attn.H, weights.built)
+        return block_end(transformer, weights, a)
     (B, T, D), H = h.shape, transformer.attn.H
     q, k, v, b_q, b_v = (part.to(dtype).expand(B, -1, -1) for part in weights.before)
     tokens = h.to(dtype).transpose(1, 2)  # (B, D, T)
@@ -199,11 +230,14 @@ def encoder(transformer):
     The fused attention needs its queries, keys and values step by step; they come from one product.
     """
     weights, H = encoder_weights(transformer, all_steps=True), transformer.attn.H
+    if weights.built:
+        return lambda x: all_steps(transformer, weights, x)
     q, k, _, b_q, _ = weights.before
     W, b = torch.cat([q, k, transformer.attn.proj_v.weight]), F.pad(b_q[:, 0], (0, 2 * len(q)))
 
     def forward(x):
-        q, k, v = (split_heads(part, H) for part in F.linear(embed(transformer, weights, x), W, b).chunk(3, dim=-1))
+        qkv = F.linear(embed(transformer, weights, x, x.dtype), W, b)
+        q, k, v = (split_heads(part, H) for part in qkv.chunk(3, dim=-1))
         a = merge_heads(F.scaled_dot_product_attention(q, k, v, scale=1.0))
         return after_attention(transformer, F.linear(a, *weights.after), a.dtype)
 
@@ -212,8 +246,14 @@ def encoder(transformer):
 
 def chosen_steps(transformer, weights, x, positions, dtype=None):
     """The representation of the chosen steps only: x (B, T, C), positions (B, M) -> (B, M, D); `dtype` as above."""
-    h, dtype = embed(transformer, weights, x).to(dtype or x.dtype), dtype or x.dtype
+    dtype = dtype or x.dtype
+    h = embed(transformer, weights, x, dtype).to(dtype)
     (B, M), D = positions.shape, h.shape[-1]
+    if weights.built:
+        W, b = weights.before
+        q, kv = linear(take_steps(h, positions), W[:D], b[:D]), h @ W[D:].T.to(h.dtype)
+        a = native.Attention.apply(q, kv, transformer.attn.H, weights.built)
+        return block_end(transformer, weights, a)
     q = linear(take_steps(h, positions), *weights.before).view(B, -1, D)  # (B, M * H, D)
     a = SharedAttention.apply(q, h).view(B, M, -1)
     return after_attention(transformer, linear(a, *weights.after).to(x.dtype), dtype)
@@ -280,15 +320,15 @@ def read_out(weights, h, dtype=None):
     The steps' products are made in `dtype` (that of h).
     """
     B, T, D = h.shape
-    tokens, H = h.to(dtype or h.dtype), len(weights.own)
+    tokens, H, full = h.to(dtype or h.dtype), len(weights.own), weights.own.dtype
     variance, forms = Forms.apply(tokens.view(B * T, D), weights.forms.to(tokens.dtype))
-    forms = forms[:, : 1 + H].to(h.dtype) + weights.constants
-    factor = torch.rsqrt((variance.to(h.dtype) + forms[:, 0]).clamp_min(weights.least)).view(B, 1, T)
+    forms = forms[:, : 1 + H].to(full) + weights.constants
+    factor = torch.rsqrt((variance.to(full) + forms[:, 0]).clamp_min(weights.least)).view(B, 1, T)
     scores = forms[:, 1:].view(B, T, H).transpose(1, 2) * factor + weights.shift[:, None]  # (B, H, T)
     scores = torch.cat([weights.own.expand(B, -1)[..., None], scores], dim=2)
     own, steps = torch.softmax(scores, dim=2).split([1, T], dim=2)
     scaled = steps * factor
-    return own[..., 0], steps.sum(2), scaled.sum(2), (scaled.to(tokens.dtype) @ tokens).to(h.dtype)
+    return own[..., 0], steps.sum(2), scaled.sum(2), (scaled.to(tokens.dtype) @ tokens).to(full)
 
 
 def class_output(head, weights, own, steps, factors, mixed, keep=None):
@@ -310,7 +350,7 @@ def losses(model, head, views, masks, keep, both, gather=lambda classes: classes
     """
     x = views.flatten(0, 1)  # (2B, T, C)
     hidden = hide(x, masks)
-    encoder, weights = model.transformer, encoder_weights(model.transformer, both)
+    encoder, weights = model.transformer, encoder_weights(model.transformer, both, dtype)
     token = token_weights(head) if both else None
     chosen, taken = [], []
     for part in chunks(len(x)):
@@ -320,7 +360,7 @@ def losses(model, head, views, masks, keep, both, gather=lambda classes: classes
         h = all_steps(encoder, weights, hidden[part], dtype)
         chosen.append(take_steps(h, masks.positions[part]))
         taken.append(read_out(token, h, dtype))
-    masked = F.mse_loss(model.reconstruct(torch.cat(chosen)), take_steps(x, masks.positions))
+    masked = F.mse_loss(model.reconstruct(torch.cat(chosen).to(x.dtype)), take_steps(x, masks.positions))
     if not both:
         return masked, torch.zeros_like(masked)
     classes = class_output(head, token, *map(torch.cat, zip(*taken, strict=True)), keep)

@@ -168,10 +168,11 @@ def encode(model, windows, batch_size=None):
         return x
 
     try:
-        x = bring(0)
-        for start in range(batch_size, len(windows) + batch_size, batch_size):
+        x = bring(0) if len(windows) else None
+        for start in range(0, len(windows), batch_size):
             h = forward(instance_norm(x))
-            x = bring(start)
+            if start + batch_size < len(windows):
+                x = bring(start + batch_size)
             yield h
     finally:
         model.train(was_training)

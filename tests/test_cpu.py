@@ -6,10 +6,21 @@ from test_fast import ENCODER, MASK, ODD, assert_same, filled, run
 
 import cpu
 import fast
+import native
 from models import Contrastive, MaskedModel, losses
 from utils import UserError
 
 
+@pytest.fixture(params=["built", "not built"])
+def kernels(request, monkeypatch):
+    """With cpu_kernels.c and without it; in float64 there never is."""
+    if request.param == "not built":
+        monkeypatch.setattr(native, "library", lambda *sizes: None)
+    elif native.library(120, 6, 72, 4, 144) is None:
+        pytest.skip("no GCC here")
+
+
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
@@ -17,12 +28,13 @@ def test_losses_and_gradients_are_the_plain_ones(both, training, dtype):
     assert_same(ENCODER, 16, both, training, dtype=dtype, step_losses=cpu.losses)
 
 
-@pytest.mark.parametrize("B", [2, 3, 33, 65])
+@pytest.mark.parametrize("B, dtype", [(2, torch.float64), (3, torch.float64), (33, torch.float64), (65, torch.float64),
+                                      (33, torch.float32), (65, torch.float32)], ids=str)  # fmt: skip
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
-def test_odd_sizes_and_batches_over_a_chunk(monkeypatch, both, B):
+def test_odd_sizes_and_batches_over_a_chunk(monkeypatch, both, B, dtype):
     """33 and 65 windows are 66 and 130 visits: chunks end within and between the views, on any number of threads."""
     monkeypatch.setattr(cpu, "CHUNK", 16)
-    assert_same(ODD, B, both, True, MASK | {"mask_prob": 0.3, "replace_prob": 0.5}, torch.float64, cpu.losses)
+    assert_same(ODD, B, both, True, MASK | {"mask_prob": 0.3, "replace_prob": 0.5}, dtype, cpu.losses)
 
 
 def test_chunks_cover_every_window_once():
