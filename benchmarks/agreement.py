@@ -1,4 +1,5 @@
 """Plain and fast path side by side: the same validation losses, and cross-dataset accuracy within the seeds' spread.
+With `--paths fast bf16` the fast path in bfloat16 too, where the CPU has AMX.
 
     python benchmarks/agreement.py --epochs 8 --windows 300
     python benchmarks/agreement.py --epochs 16 --classifier_epochs 15 --batch_sizes 128 32 --tolerance 5e-2
@@ -33,6 +34,7 @@ def get_args(argv=None):
     parser.add_argument("--classifier_epochs", type=int, default=10, help="default 10")
     parser.add_argument("--batch_sizes", type=int, nargs=2, default=[512, 128], help="default 512 128, as in config/")
     parser.add_argument("--windows", type=int, help="thin each data set out to about this many windows")
+    parser.add_argument("--paths", nargs="+", choices=("fast", "bf16"), default=["fast"], help="beside the plain one")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="of validation losses (default 1e-3)")
     return parser.parse_args(argv)
 
@@ -67,20 +69,19 @@ def one_run(args, path, seed):
 
     common = ["-d", args.dataset, "-s", f"{path}{seed}"]
     seeded = [*common, "--seed", str(seed), "-g", "cpu"]
-    plain = ["--plain"] if path == "plain" else []
+    kind = {"plain": ["--plain"], "fast": [], "bf16": ["--precision", "bf16"]}[path]
     start = time.perf_counter()
-    trained = pretrain.main(pretrain.get_args([*seeded, "-t", "pretrain.json", "--quiet", *plain]))
+    trained = pretrain.main(pretrain.get_args([*seeded, "-t", "pretrain.json", "--quiet", *kind]))
     seconds = time.perf_counter() - start
     embedding.main(embedding.get_args([*common, "-g", "cpu"]))
-    classifier.main(classifier.get_args([*seeded, "-t", "train.json", "--quiet"]))
+    kind = kind if path == "bf16" else []
+    classifier.main(classifier.get_args([*seeded, "-t", "train.json", "--quiet", *kind]))
     tested = cross_dataset_test.main(cross_dataset_test.get_args([*common, "-g", "cpu", "-td", args.target_dataset]))
     losses = [[row["val_masked"], row["val_contrastive"]] for row in trained["history"]]
     return {"path": path, "seed": seed, "losses": losses, "accuracy": tested["accuracy"], "seconds": seconds}
 
 
 def main(args):
-    import numpy as np
-
     import artefacts
 
     rows = []
@@ -88,32 +89,39 @@ def main(args):
         lay_out(Path(folder), args)
         os.chdir(folder)
         for seed in args.seeds:
-            for path in ("plain", "fast"):
+            for path in ("plain", *args.paths):
                 with contextlib.redirect_stdout(io.StringIO()):
                     rows.append(one_run(args, path, seed))
-    plain, fast = ([row for row in rows if row["path"] == path] for path in ("plain", "fast"))
+    runs = {path: [row for row in rows if row["path"] == path] for path in ("plain", *args.paths)}
+    found = {path: compare(runs["plain"], runs[path], path, args) for path in args.paths}
+    result = {"runs": rows, "tolerance": args.tolerance, "paths": found}
+    artefacts.save_json(ROOT / "results/benchmark_agreement.json", result)
+    for path, (furthest, apart, agree) in found.items():
+        if not agree:
+            raise UserError(f"{path} does not agree: losses to {furthest:.1e}, accuracies to {apart:.3f}")
+    print("they agree")
+    return result
 
-    print("| seed | masked, plain | fast | contrastive, plain | fast | furthest | accuracy, plain | fast |")
+
+def compare(plain, other, path, args):
+    """Print the runs of a path beside the plain ones: (furthest losses, mean accuracies apart, whether they agree)."""
+    import numpy as np
+
+    print(f"\n| seed | masked, plain | {path} | contrastive, plain | {path} | furthest | accuracy, plain | {path} |")
     print("|-|-|-|-|-|-|-|-|")
     furthest = []
-    for a, b in zip(plain, fast, strict=True):
+    for a, b in zip(plain, other, strict=True):
         ours, theirs = np.array(b["losses"]), np.array(a["losses"])
         furthest.append(float((np.abs(ours - theirs) / np.maximum(np.abs(theirs), 1e-12)).max()))
         losses = " | ".join(f"{p:.5f} | {f:.5f}" for p, f in zip(theirs[-1], ours[-1], strict=True))
         print(f"| {a['seed']} | {losses} | {furthest[-1]:.1e} | {a['accuracy']:.3f} | {b['accuracy']:.3f} |")
-    accuracies = [np.array([row["accuracy"] for row in part]) for part in (plain, fast)]
-    apart, spread = abs(accuracies[0].mean() - accuracies[1].mean()), np.ptp(accuracies[0])
+    accuracies = [np.array([row["accuracy"] for row in part]) for part in (plain, other)]
+    apart, spread = float(abs(accuracies[0].mean() - accuracies[1].mean())), float(np.ptp(accuracies[0]))
     print(f"validation losses of the last of {args.epochs} epochs; furthest: relative, over all epochs and both losses")
-    print(f"mean accuracy {accuracies[0].mean():.3f} plain, {accuracies[1].mean():.3f} fast; the plain path's seeds "
+    print(f"mean accuracy {accuracies[0].mean():.3f} plain, {accuracies[1].mean():.3f} {path}; the plain path's seeds "
           f"spread over {spread:.3f}; pretraining took {sum(r['seconds'] for r in plain):.0f} s plain, "
-          f"{sum(r['seconds'] for r in fast):.0f} s fast")  # fmt: skip
-    agree = max(furthest) <= args.tolerance and apart <= spread
-    result = {"runs": rows, "furthest": furthest, "tolerance": args.tolerance, "agree": bool(agree)}
-    artefacts.save_json(ROOT / "results/benchmark_agreement.json", result)
-    if not agree:
-        raise UserError(f"the paths do not agree: losses to {max(furthest):.1e}, accuracies to {apart:.3f}")
-    print("they agree")
-    return result
+          f"{sum(r['seconds'] for r in other):.0f} s {path}")  # fmt: skip
+    return max(furthest), apart, max(furthest) <= args.tolerance and apart <= spread
 
 
 if __name__ == "__main__":
