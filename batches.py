@@ -166,8 +166,8 @@ class InMemory:
 class Streamed:
     """The same for data that don't fit: views are made batch by batch, on a GPU while the step before is running.
 
-    The numbers are those of InMemory, which makes them by the same calls. On a GPU those are recorded: some 60 kernels,
-    which take longer to launch than a training step to run.
+    The numbers are those of InMemory, which makes them by the same calls. On a GPU those are recorded, for batches of
+    one size: some 60 kernels, which take longer to launch than a training step to run. renew() records them anew.
     """
 
     def __init__(self, source, device):

@@ -54,38 +54,33 @@ def chunks(n):
 class EncoderWeights(NamedTuple):
     """The encoder's weights as its parts below use them."""
 
-    form: torch.Tensor  # (C + 1, C + 1): the variance over a step's D features is x form x
-    lift: torch.Tensor  # (C + 1, D): channels and 1 to features of mean 0, gamma applied
-    position: torch.Tensor  # (T, D), beta added
     before: tuple  # softmax; all_steps: q, k (D, D), v (H * V, D), biases (.., 1); chosen_steps: both in one, its bias;
     # with `built`: all three in one (3D, D), its bias (3D,)
     after: tuple  # it, to the first norm's input, with bias (D,): (D, D), of chosen_steps without `built` (D, H * D)
-    built: object  # native.library() for these sizes
+    built: object = None  # native.library() for these sizes; without it:
+    form: torch.Tensor = None  # (C + 1, C + 1): the variance over a step's D features is x form x
+    lift: torch.Tensor = None  # (C + 1, D): channels and 1 to features of mean 0, gamma applied
+    position: torch.Tensor = None  # (T, D), beta added
 
 
 def encoder_weights(transformer, all_steps, dtype=None):
     """Fold what depends on the weights alone, for `all_steps` or for the chosen ones; products made in `dtype`.
 
-    The first LayerNorm: see fast.embed. The residual around a projection is one matrix, a + W a = (I + W) a, which is
-    applied to the value's bias at once: the attention's weights add up to 1. The scale goes to the queries, and the
-    key's bias adds the same to all of a row's scores. For the few chosen steps a head's two matrices before softmax
-    become one, q . k = h (W_q^T W_k) h, and so do the two after it: neither keys nor values are ever made.
+    The residual around a projection is one matrix, a + W a = (I + W) a, which is applied to the value's bias at once:
+    the attention's weights add up to 1. The scale goes to the queries, and the key's bias adds the same to all of a
+    row's scores. Without `built`, for the few chosen steps a head's two matrices before softmax become one,
+    q . k = h (W_q^T W_k) h, and so do the two after it: neither keys nor values are ever made. For the first LayerNorm
+    see fast.embed.
     """
     embedding, attn, H = transformer.embed, transformer.attn, transformer.attn.H
-    norm, D = embedding.norm, len(transformer.proj.weight)
-    lift = torch.cat([embedding.lin.weight, embedding.lin.bias[:, None]], dim=1)  # (D, C + 1)
-    lift = lift - lift.mean(0)
+    norm, (D, C), T = embedding.norm, embedding.lin.weight.shape, len(embedding.pos_embed.weight)
     q, b_q = (part * (D // H) ** -0.5 for part in (attn.proj_q.weight, attn.proj_q.bias))
     k, v = attn.proj_k.weight, attn.proj_v.weight
     residual = transformer.proj.weight + torch.eye(D, dtype=q.dtype)  # (D, D)
     bias = residual @ attn.proj_v.bias + transformer.proj.bias
-    F_inner = len(transformer.pwff.fc1.weight)
-    (T, _), C = embedding.pos_embed.weight.shape, embedding.lin.weight.shape[1]
-    built = native.library(T, C, D, H, F_inner, dtype or q.dtype)
-    if built:
-        before = torch.cat([q, k, v]), F.pad(b_q, (0, 2 * D))
-        after = residual, bias
-    elif all_steps:
+    if built := native.library(T, C, D, H, len(transformer.pwff.fc1.weight), dtype or q.dtype):
+        return EncoderWeights((torch.cat([q, k, v]), F.pad(b_q, (0, 2 * D))), (residual, bias), built)
+    if all_steps:
         K = D // H
         v = F.pad(v.view(H, K, D), (0, 0, 0, ones(K)))  # (H, V, D)
         b_v = v.new_zeros(H, v.shape[1], 1)
@@ -96,8 +91,10 @@ def encoder_weights(transformer, all_steps, dtype=None):
         heads = residual.view(D, H, -1).transpose(0, 1)  # (H, D, K)
         before = (k.transpose(1, 2) @ q).view(H * D, D), (b_q @ k).view(H * D)
         after = (heads @ v).transpose(0, 1).reshape(D, H * D), bias
+    lift = torch.cat([embedding.lin.weight, embedding.lin.bias[:, None]], dim=1)  # (D, C + 1)
+    lift = lift - lift.mean(0)
     form, position = lift.T @ lift / D, embedding.pos_embed.weight + norm.beta
-    return EncoderWeights(form, (norm.gamma[:, None] * lift).T, position, before, after, built)
+    return EncoderWeights(before, after, None, form, (norm.gamma[:, None] * lift).T, position)
 
 
 def ones(K):
@@ -105,14 +102,13 @@ def ones(K):
     return 4 - K % 4
 
 
-def embed(transformer, weights, x, dtype):
-    """models.Embedding with one LayerNorm fewer over D features (see fast.embed): (B, T, C) -> (B, T, D).
-
-    In the type of x, with `built` in `dtype`.
+def embed(transformer, weights, x):
+    """models.Embedding: (B, T, C) -> (B, T, D). In the type that is `built`, or in that of x and with one LayerNorm
+    fewer over D features (see fast.embed).
     """
     if weights.built:
         lin, norm, position = transformer.embed.lin, transformer.embed.norm, transformer.embed.pos_embed.weight
-        return native.Embed.apply(x, lin.weight, lin.bias, norm.gamma, norm.beta, position, dtype, weights.built)
+        return native.Embed.apply(x, lin.weight, lin.bias, norm.gamma, norm.beta, position, weights.built)
     B = len(x)
     x = F.pad(x, (0, 1), value=1.0)
     x = x * torch.rsqrt(torch.linalg.vecdot(x @ weights.form, x) + 1e-12)[..., None]
@@ -209,10 +205,10 @@ def out_of_range(sums):
 def all_steps(transformer, weights, x, dtype=None):
     """models.Transformer: x (B, T, C) -> (B, T, D). The large products are made in `dtype` (that of x)."""
     dtype = dtype or x.dtype
-    h = embed(transformer, weights, x, dtype)
+    h = embed(transformer, weights, x)
     if weights.built:
         qkv = linear(h, *weights.before)  # (B, T, 3D)
-        a = native.Attention.apply(None, qkv, transformer.attn.H, weights.built)
+        a = native.Attention.apply(None, qkv, weights.built)
         return block_end(transformer, weights, a)
     (B, T, D), H = h.shape, transformer.attn.H
     q, k, v, b_q, b_v = (part.to(dtype).expand(B, -1, -1) for part in weights.before)
@@ -236,7 +232,7 @@ def encoder(transformer):
     W, b = torch.cat([q, k, transformer.attn.proj_v.weight]), F.pad(b_q[:, 0], (0, 2 * len(q)))
 
     def forward(x):
-        qkv = F.linear(embed(transformer, weights, x, x.dtype), W, b)
+        qkv = F.linear(embed(transformer, weights, x), W, b)
         q, k, v = (split_heads(part, H) for part in qkv.chunk(3, dim=-1))
         a = merge_heads(F.scaled_dot_product_attention(q, k, v, scale=1.0))
         return after_attention(transformer, F.linear(a, *weights.after), a.dtype)
@@ -247,12 +243,12 @@ def encoder(transformer):
 def chosen_steps(transformer, weights, x, positions, dtype=None):
     """The representation of the chosen steps only: x (B, T, C), positions (B, M) -> (B, M, D); `dtype` as above."""
     dtype = dtype or x.dtype
-    h = embed(transformer, weights, x, dtype).to(dtype)
+    h = embed(transformer, weights, x).to(dtype)
     (B, M), D = positions.shape, h.shape[-1]
     if weights.built:
         W, b = weights.before
         q, kv = linear(take_steps(h, positions), W[:D], b[:D]), h @ W[D:].T.to(h.dtype)
-        a = native.Attention.apply(q, kv, transformer.attn.H, weights.built)
+        a = native.Attention.apply(q, kv, weights.built)
         return block_end(transformer, weights, a)
     q = linear(take_steps(h, positions), *weights.before).view(B, -1, D)  # (B, M * H, D)
     a = SharedAttention.apply(q, h).view(B, M, -1)

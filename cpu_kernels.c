@@ -59,7 +59,7 @@ static inline vec fill(float x) { return x - (vec){0}; }
 
 /* e^x for x <= 0, to 2e-7 of it: 2^n times the Taylor series of the rest, |rest| <= ln 2 / 2. */
 static inline vec exponential(vec x) {
-    x = larger(x, fill(-87.0f));
+    x = larger(fill(-87.0f), x); /* in this order, what is no number stays so */
     vec shifted = x * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: the fraction is rounded away, n is in the low bits */
     vec n = shifted - 12582912.0f;
     x = x - n * 0.693145752f; /* ln 2 in two parts: the first has bits to spare for n */
@@ -232,9 +232,9 @@ static void head_backward(const number *q, long q_width, const number *k, const 
 }
 
 /* All heads of B windows. A step's numbers in q are q_width long, in k and v kv_width, in out and g H * K. */
-void forward(const number *q, long q_width, const number *k, const number *v, long kv_width, number *out, float *kept,
-             long B, int H, int M, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+void attend_forward(const number *q, long q_width, const number *k, const number *v, long kv_width, number *out, float *kept,
+             long B, long H, long M, long threads) {
+#pragma omp parallel for num_threads((int)threads) schedule(static)
     for (long n = 0; n < B * H; n++) {
         const long b = n / H, f = n % H * K, kv = b * T * kv_width + f;
         head_forward(q + b * M * q_width + f, q_width, k + kv, v + kv, kv_width, out + b * M * H * K + f, H * K,
@@ -242,9 +242,9 @@ void forward(const number *q, long q_width, const number *k, const number *v, lo
     }
 }
 
-void backward(const number *q, long q_width, const number *k, const number *v, long kv_width, const number *out,
-              const float *kept, const number *g, number *dq, number *dk, number *dv, long B, int H, int M, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+void attend_backward(const number *q, long q_width, const number *k, const number *v, long kv_width, const number *out,
+              const float *kept, const number *g, number *dq, number *dk, number *dv, long B, long H, long M, long threads) {
+#pragma omp parallel for num_threads((int)threads) schedule(static)
     for (long n = 0; n < B * H; n++) {
         const long b = n / H, f = n % H * K, mine = b * M * q_width + f, kv = b * T * kv_width + f;
         head_backward(q + mine, q_width, k + kv, v + kv, kv_width, out + b * M * H * K + f, g + b * M * H * K + f, H * K,
@@ -328,16 +328,15 @@ static inline void standardise_backward(vec *d, const vec *unit, float factor) {
     for (int t = 0; t < TILES(D); t++) d[t] = (d[t] - mean - unit[t] * along) * factor;
 }
 
-/* LayerNorm of z + residual + bias, n rows of D; residual and bias may be null. unit (n, D) and scale (n,) are kept:
-   the rows before gamma and beta, and 1 / their deviations. */
+/* LayerNorm of z + residual + bias, n rows of D; residual may be null. unit (n, D) and scale (n,) are kept: the rows
+   before gamma and beta, and 1 / their deviations. */
 void norm_forward(const number *z, const number *residual, const float *bias, const float *gamma, const float *beta,
-                  number *out, number *unit, float *scale, long n, int threads) {
-    vec b[TILES(D)] = {0}, g[TILES(D)], shift[TILES(D)], inside[TILES(D)];
+                  number *out, number *unit, float *scale, long n, long threads) {
+    vec b[TILES(D)], g[TILES(D)], shift[TILES(D)], inside[TILES(D)];
     float ones[D];
     for (int i = 0; i < D; i++) ones[i] = 1;
-    load_floats(g, gamma, D), load_floats(shift, beta, D), load_floats(inside, ones, D);
-    if (bias) load_floats(b, bias, D);
-#pragma omp parallel for num_threads(threads) schedule(static)
+    load_floats(b, bias, D), load_floats(g, gamma, D), load_floats(shift, beta, D), load_floats(inside, ones, D);
+#pragma omp parallel for num_threads((int)threads) schedule(static)
     for (long row = 0; row < n; row++) {
         vec x[TILES(D)], r[TILES(D)];
         load_row(x, z + row * D, D);
@@ -349,7 +348,7 @@ void norm_forward(const number *z, const number *residual, const float *bias, co
         UNROLL
         for (int t = 0; t < TILES(D); t++) x[t] += b[t];
         const float factor = standardise(x, inside);
-        if (unit) store_row(unit + row * D, x, D), scale[row] = factor;
+        store_row(unit + row * D, x, D), scale[row] = factor;
         UNROLL
         for (int t = 0; t < TILES(D); t++) x[t] = x[t] * g[t] + shift[t];
         store_row(out + row * D, x, D);
@@ -358,9 +357,9 @@ void norm_forward(const number *z, const number *residual, const float *bias, co
 
 /* ds (n, D), the gradient of z, residual and (summed) bias; sums (threads, 3, D): those of gamma, beta and bias. */
 void norm_backward(const number *dy, const number *unit, const float *scale, const float *gamma, number *ds, float *sums,
-                   long n, int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; part++) {
+                   long n, long threads) {
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (long part = 0; part < threads; part++) {
         vec g[TILES(D)], d_gamma[TILES(D)] = {0}, d_beta[TILES(D)] = {0}, d_bias[TILES(D)] = {0};
         load_floats(g, gamma, D);
         for (long row = n * part / threads; row < n * (part + 1) / threads; row++) {
@@ -395,10 +394,10 @@ static inline vec bell(vec x, vec *slope) {
 }
 
 /* GELU of pre + bias, n rows of F. */
-void gelu_forward(const number *pre, const float *bias, number *out, long n, int threads) {
+void gelu_forward(const number *pre, const float *bias, number *out, long n, long threads) {
     vec b[TILES(F)];
     load_floats(b, bias, F);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads((int)threads) schedule(static)
     for (long row = 0; row < n; row++) {
         vec x[TILES(F)], slope;
         load_row(x, pre + row * F, F);
@@ -410,9 +409,9 @@ void gelu_forward(const number *pre, const float *bias, number *out, long n, int
 
 /* dpre (n, F); sums (threads, F): the bias's. */
 void gelu_backward(const number *dy, const number *pre, const float *bias, number *dpre, float *sums, long n,
-                   int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; part++) {
+                   long threads) {
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (long part = 0; part < threads; part++) {
         vec b[TILES(F)], sum[TILES(F)] = {0};
         load_floats(b, bias, F);
         for (long row = n * part / threads; row < n * (part + 1) / threads; row++) {
@@ -466,10 +465,10 @@ static inline void embed(const Embedding *of, const float *x, const float *posit
 
 /* LN(LN(Linear(x)) + position), both with the same gamma and beta: x (n, C), steps of windows one after another. */
 void embed_forward(const float *x, const float *weight, const float *bias, const float *gamma, const float *beta,
-                   const float *position, number *out, long n, int threads) {
+                   const float *position, number *out, long n, long threads) {
     Embedding of;
     read_embedding(&of, weight, bias, gamma, beta);
-#pragma omp parallel for num_threads(threads) schedule(static)
+#pragma omp parallel for num_threads((int)threads) schedule(static)
     for (long row = 0; row < n; row++) {
         vec unit1[TILES(D)], unit2[TILES(D)];
         float factor1, factor2;
@@ -482,13 +481,13 @@ void embed_forward(const float *x, const float *weight, const float *bias, const
 
 /* sums (threads, T + C + 3, D): the gradients of position, the weight's columns, bias, gamma and beta; zeros before. */
 void embed_backward(const number *dh, const float *x, const float *weight, const float *bias, const float *gamma,
-                    const float *beta, const float *position, float *sums, long n, int threads) {
+                    const float *beta, const float *position, float *sums, long n, long threads) {
     Embedding of;
     read_embedding(&of, weight, bias, gamma, beta);
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int part = 0; part < threads; part++) {
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (long part = 0; part < threads; part++) {
         vec d_weight[C][TILES(D)] = {0}, d_bias[TILES(D)] = {0}, d_gamma[TILES(D)] = {0}, d_beta[TILES(D)] = {0};
-        float *mine = sums + (long)part * (T + C + 3) * D;
+        float *mine = sums + part * (T + C + 3) * D;
         for (long row = n * part / threads; row < n * (part + 1) / threads; row++) {
             vec unit1[TILES(D)], unit2[TILES(D)], d[TILES(D)], place[TILES(D)];
             float factor1, factor2, *to = mine + row % T * D;

@@ -216,9 +216,8 @@ def attend_backward(q, kv, out, logs, da, dq, dkv, d_bias, scale, M: tl.constexp
                     PRECISION: tl.constexpr, R: tl.constexpr):  # fmt: skip
     """Like attend_forward; the weights are computed again, transposed (S, R), from the logs of their sums.
 
-    What a row's softmax subtracts is its da . out, so no sum over the steps is needed. Steps beyond T have keys and
-    values of zero and weights that are not: those reach nothing that is stored. d_bias (B, 2D) gets the sums over the
-    window of dq and of the values' gradient: those of the biases.
+    What a row's softmax subtracts is its da . out, so no sum over the steps is needed. d_bias (B, 2D) gets the sums
+    over the window of dq and of the values' gradient: those of the biases.
     """
     window, head = (tl.program_id(0) // H).to(tl.int64), tl.program_id(0) % H
     steps, cols = tl.arange(0, S), tl.arange(0, P)
@@ -237,6 +236,7 @@ def attend_backward(q, kv, out, logs, da, dq, dkv, d_bias, scale, M: tl.constexp
         along = tl.sum(d.to(tl.float32) * tl.load(out + mine, asked, 0.0).to(tl.float32), 1)
         scores = tl.dot(k, tl.trans(query), input_precision=PRECISION) * (scale * LOG2_E)
         weights = tl.exp2(scores - tl.load(logs + tl.program_id(0) * M + rows, rows < M, 0.0)[None, :])
+        weights = tl.where((steps < T)[:, None], weights, 0.0)
         dv += tl.dot(weights.to(d.dtype), d, input_precision=PRECISION)
         d_weights = tl.dot(v, tl.trans(d), input_precision=PRECISION)
         ds = (weights * (d_weights - along[None, :])).to(d.dtype)
@@ -248,7 +248,7 @@ def attend_backward(q, kv, out, logs, da, dq, dkv, d_bias, scale, M: tl.constexp
     tl.store(dkv + H * K + at, dv.to(dkv.dtype.element_ty), there)
     d_bias += window * (2 * H * K) + head * K + cols
     tl.store(d_bias, d_bias_q, cols < K)
-    tl.store(d_bias + H * K, tl.sum(tl.where(there, dv, 0.0), 0), cols < K)
+    tl.store(d_bias + H * K, tl.sum(dv, 0), cols < K)
 
 
 @triton.jit

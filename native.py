@@ -4,7 +4,6 @@ It needs GCC (cc or gcc; CC names another) on Linux. What is built lies in build
 the compiler's command or the kind of CPU is another one.
 """
 
-import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,39 +15,85 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch.autograd.function import once_differentiable
 
 SOURCE, FOLDER = Path(__file__).with_name("cpu_kernels.c"), Path(__file__).with_name("build")
 FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC"]
+STACK = 1 << 20  # bytes that a thread may need at most
+FLOATS = {"dtype": torch.float32, "device": "cpu"}
+
+why_not = {}  # what kept library() from building, by its arguments, for a message
+
+
+class Built:
+    """cpu_kernels.c compiled for T steps of C channels, D features in H heads, F in the feed-forward, and a type."""
+
+    def __init__(self, path, T, C, D, H, F, dtype):
+        self.library, self.dtype = ctypes.CDLL(str(path)), dtype
+        self.T, self.C, self.D, self.H, self.F = T, C, D, H, F
+
+    def call(self, name, *given):
+        """One of its functions: tensors are handed over as pointers to their first number, whole numbers as long."""
+
+        def converted(x):
+            return (
+                ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor) else x if x is None else ctypes.c_long(x)
+            )
+
+        getattr(self.library, name)(*map(converted, given), ctypes.c_long(torch.get_num_threads()))
+
+    def rows(self, x, width):
+        """x (..., width) as it must lie in memory. Raises ValueError for another type or width: C would read beyond."""
+        return checked(x, self.dtype, (*x.shape[:-1], width))
+
+    def parameters(self, *given):
+        """Tensors and their shapes, one after the other; likewise, but of float32."""
+        return [checked(x, torch.float32, shape) for x, shape in zip(given[::2], given[1::2], strict=True)]
+
+
+def checked(x, dtype, shape):
+    if x.dtype != dtype or tuple(x.shape) != tuple(shape):
+        raise ValueError(
+            f"{tuple(x.shape)} numbers of {x.dtype} where cpu_kernels.c was built for {tuple(shape)}, {dtype}"
+        )
+    return x.contiguous()
 
 
 @functools.cache
 def library(T, C, D, H, F, dtype=torch.float32):
-    """What is built for T steps of C channels, D features in H heads, F in the feed-forward and numbers of `dtype`.
-
-    None where that fails, or is neither float32 nor bfloat16.
-    """
+    """What is Built for these sizes and `dtype`, float32 or bfloat16. None where that fails: why_not says why."""
+    sizes = (T, C, D, H, F, dtype)
     compiler = os.environ.get("CC") or next(filter(shutil.which, ("cc", "gcc")), None)
-    if not compiler or platform.system() != "Linux" or dtype not in (torch.float32, torch.bfloat16):
-        return None
-    sizes = {"T": T, "C": C, "D": D, "K": D // H, "F": F, "BF16": int(dtype == torch.bfloat16)}
-    command = [*compiler.split(), *FLAGS, *(f"-D{name}={size}" for name, size in sizes.items())]
-    path = FOLDER / f"{fingerprint(command)}.so"
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        if not path.exists():
-            build(command, path)
-        return ctypes.CDLL(str(path))
+    if not compiler or platform.system() != "Linux":
+        why_not[sizes] = "no GCC was found"
+    elif dtype not in (torch.float32, torch.bfloat16) or 4 * (T + 36) * (5 * (D // H) + 35) > STACK:
+        why_not[sizes] = "windows or heads of these sizes are too large for it"
+    else:
+        numbers = {"T": T, "C": C, "D": D, "K": D // H, "F": F, "BF16": int(dtype == torch.bfloat16)}
+        command = [*compiler.split(), *FLAGS, *(f"-D{name}={number}" for name, number in numbers.items())]
+        path = FOLDER / f"{fingerprint(command)}.so"
+        try:
+            if not path.exists():
+                build(compiler.split(), command, path)
+            return Built(path, *sizes)
+        except (OSError, subprocess.SubprocessError) as error:
+            told = (getattr(error, "stderr", None) or b"").decode(errors="replace").split("\n")
+            why_not[sizes] = next((line for line in told if "error" in line), str(error))
     return None
 
 
 def fingerprint(command):
-    """Of all that the result of compiling depends on."""
+    """Of the source, the command and the kind of CPU."""
     kind = platform.machine()
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as lines:
-        kind = next(line for line in lines if line.startswith(("flags", "Features")))
+    try:
+        with open("/proc/cpuinfo") as lines:
+            kind = next((line for line in lines if line.startswith(("flags", "Features"))), kind)
+    except OSError:
+        pass
     return hashlib.sha256(SOURCE.read_bytes() + repr((command, kind)).encode()).hexdigest()[:16]
 
 
-def build(command, path):
+def build(compiler, command, path):
     """Compile to `path`, whole or not at all: others may want it at the same time. Raises subprocess.SubprocessError.
 
     Linked without a library for OpenMP: that of PyTorch is there, and two would fight over the cores.
@@ -56,88 +101,97 @@ def build(command, path):
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         made = Path(folder) / "made.o", Path(folder) / "made.so"
-        for line in ([*command, "-c", SOURCE, "-o", made[0]], [command[0], "-shared", made[0], "-o", made[1]]):
+        for line in ([*command, "-c", SOURCE, "-o", made[0]], [*compiler, "-shared", made[0], "-o", made[1], "-lm"]):
             subprocess.run(line, check=True, capture_output=True, timeout=120)
         os.replace(made[1], path)
+
+
+class Embed(torch.autograd.Function):
+    """models.Embedding: x (B, T, C) float32 -> (B, T, D). There is no gradient for x."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, gamma, beta, position, built):
+        T, C, D = built.T, built.C, built.D
+        given = built.parameters(
+            x, (len(x), T, C), weight, (D, C), bias, (D,), gamma, (D,), beta, (D,), position, (T, D)
+        )
+        out = torch.empty(len(x), T, D, dtype=built.dtype, device="cpu")
+        built.call("embed_forward", *given, out, len(x) * T)
+        ctx.save_for_backward(*given)
+        ctx.built = built
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dh):
+        given, built = ctx.saved_tensors, ctx.built
+        sums = torch.zeros(torch.get_num_threads(), built.T + built.C + 3, built.D, **FLOATS)
+        built.call("embed_backward", built.rows(dh, built.D), *given, sums, len(dh) * built.T)
+        d_position, d_weight, d_rest = sums.sum(0).split([built.T, built.C, 3])
+        return None, d_weight.T, *d_rest, d_position, None
 
 
 class Attention(torch.autograd.Function):
     """Multi-head softmax(q k^T) v of each of B windows, M queries to T keys: (B, M, D). Scores are not scaled.
 
     q (B, M, D) and kv (B, T, 2D), or q None and kv (B, T, 3D): the queries of all steps stand before keys and values.
-    Both contiguous and of one type. `built` is the library() for these sizes and that type.
     """
 
     @staticmethod
-    def forward(ctx, q, kv, H, built):
-        parts = Parts(q, kv, H)
-        out = kv.new_empty(parts.shape)
-        kept = torch.empty(
-            len(kv), H, 2, parts.shape[1]
-        )  # of each query the highest score, 1 / the sum of exponentials
-        built.forward(*parts.pointers, pointer(out), pointer(kept), *parts.sizes)
+    def forward(ctx, q, kv, built):
+        B, T, D = len(kv), built.T, built.D
+        kv = checked(kv, built.dtype, (B, T, 3 * D if q is None else 2 * D))
+        q = q if q is None else checked(q, built.dtype, (B, min(q.shape[1], T), D))  # no more queries than keys
+        M = T if q is None else q.shape[1]
+        out = torch.empty(B, M, D, dtype=built.dtype, device="cpu")
+        kept = torch.empty(B, built.H, 2, M, **FLOATS)  # a query's highest score, 1 / its sum of exponentials
+        built.call("attend_forward", *lying(q, kv, D), out, kept, B, built.H, M)
         ctx.save_for_backward(q, kv, out, kept)
-        ctx.H, ctx.built = H, built
-        return out
-
-    @staticmethod
-    def backward(ctx, g):
-        q, kv, out, kept = ctx.saved_tensors
-        dq, dkv, g = None if q is None else torch.empty_like(q), torch.empty_like(kv), g.contiguous()
-        parts, (into_q, _, into_k, into_v, _) = Parts(q, kv, ctx.H), Parts(dq, dkv, ctx.H).pointers
-        ctx.built.backward(*parts.pointers, *map(pointer, (out, kept, g)), into_q, into_k, into_v, *parts.sizes)
-        return dq, dkv, None, None
-
-
-class Embed(torch.autograd.Function):
-    """models.Embedding: x (B, T, C) float32 -> (B, T, D) of `dtype`. There is no gradient for x."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, gamma, beta, position, dtype, built):
-        wanted = len(position), weight.shape[1]
-        if x.shape[1:] != wanted or x.dtype != torch.float32:  # the kernel would read beyond
-            raise ValueError(f"windows of {tuple(x.shape[1:])}, {x.dtype} for an encoder of {wanted}, float32")
-        given = [part.contiguous() for part in (x, weight, bias, gamma, beta, position)]
-        out = torch.empty(*x.shape[:2], len(weight), dtype=dtype)
-        built.embed_forward(*map(pointer, (*given, out)), ctypes.c_long(out.shape[:2].numel()), torch.get_num_threads())
-        ctx.save_for_backward(*given)
         ctx.built = built
         return out
 
     @staticmethod
-    def backward(ctx, dh):
-        x, weight, _, _, _, position = given = ctx.saved_tensors
-        (T, D), C, threads = position.shape, weight.shape[1], torch.get_num_threads()
-        dh, sums = dh.contiguous(), torch.zeros(threads, T + C + 3, D)
-        rows = ctypes.c_long(x.shape[:2].numel())
-        ctx.built.embed_backward(*map(pointer, (dh, *given, sums)), rows, threads)
-        d_position, d_weight, d_rest = sums.sum(0).split([T, C, 3])
-        return None, d_weight.T, *d_rest, d_position, None, None
+    @once_differentiable
+    def backward(ctx, g):
+        (q, kv, out, kept), built = ctx.saved_tensors, ctx.built
+        dq, dkv, g = None if q is None else torch.empty_like(q), torch.empty_like(kv), built.rows(g, built.D)
+        into_q, _, into_k, into_v, _ = lying(dq, dkv, built.D)
+        sizes = len(kv), built.H, out.shape[1]
+        built.call("attend_backward", *lying(q, kv, built.D), out, kept, g, into_q, into_k, into_v, *sizes)
+        return dq, dkv, None
+
+
+def lying(q, kv, D):
+    """Where queries, keys and values lie: q, the width of its rows, k, v, the width of theirs."""
+    width = kv.shape[2]
+    if q is None:
+        return kv, width, kv[..., D:], kv[..., 2 * D :], width
+    return q, D, kv, kv[..., D:], width
 
 
 class Norm(torch.autograd.Function):
-    """models.LayerNorm of z + residual + bias: (..., D) each, bias (D,); residual and bias may be None."""
+    """models.LayerNorm of z + residual + bias: (..., D) each, bias (D,); residual may be None."""
 
     @staticmethod
     def forward(ctx, z, residual, bias, gamma, beta, built):
-        given = [None if x is None else x.contiguous() for x in (z, residual, bias, gamma, beta)]
-        n, keep, out = z.numel() // len(gamma), any(ctx.needs_input_grad), torch.empty_like(given[0])
-        unit, scale = torch.empty_like(out) if keep else None, torch.empty(n)
-        built.norm_forward(*map(pointer, (*given, out, unit, scale)), ctypes.c_long(n), torch.get_num_threads())
+        D = built.D
+        z, residual = built.rows(z, D), None if residual is None else checked(residual, z.dtype, z.shape)
+        bias, gamma, beta = built.parameters(bias, (D,), gamma, (D,), beta, (D,))
+        out, unit, n = torch.empty_like(z), torch.empty_like(z), z.numel() // D
+        scale = torch.empty(n, **FLOATS)
+        built.call("norm_forward", z, residual, bias, gamma, beta, out, unit, scale, n)
         ctx.save_for_backward(unit, scale, gamma)
-        ctx.given, ctx.built = (residual is not None, bias is not None), built
+        ctx.residual, ctx.built = residual is not None, built
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
-        unit, scale, gamma = ctx.saved_tensors
-        threads = torch.get_num_threads()
-        ds, sums = torch.empty_like(unit), torch.empty(threads, 3, len(gamma))
-        given = dy.contiguous(), unit, scale, gamma, ds, sums
-        ctx.built.norm_backward(*map(pointer, given), ctypes.c_long(len(scale)), threads)
+        (unit, scale, gamma), built = ctx.saved_tensors, ctx.built
+        ds, sums = torch.empty_like(unit), torch.empty(torch.get_num_threads(), 3, built.D, **FLOATS)
+        built.call("norm_backward", built.rows(dy, built.D), unit, scale, gamma, ds, sums, len(scale))
         d_gamma, d_beta, d_bias = sums.sum(0)
-        residual, bias = ctx.given
-        return ds, ds if residual else None, d_bias if bias else None, d_gamma, d_beta, None
+        return ds, ds if ctx.residual else None, d_bias, d_gamma, d_beta, None
 
 
 class Gelu(torch.autograd.Function):
@@ -145,39 +199,17 @@ class Gelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pre, bias, built):
-        pre, out, n = pre.contiguous(), torch.empty_like(pre), pre.numel() // len(bias)
-        built.gelu_forward(*map(pointer, (pre, bias, out)), ctypes.c_long(n), torch.get_num_threads())
+        pre, (bias,) = built.rows(pre, built.F), built.parameters(bias, (built.F,))
+        out = torch.empty_like(pre)
+        built.call("gelu_forward", pre, bias, out, pre.numel() // built.F)
         ctx.save_for_backward(pre, bias)
         ctx.built = built
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dy):
-        pre, bias = ctx.saved_tensors
-        threads = torch.get_num_threads()
-        dpre, sums = torch.empty_like(pre), torch.empty(threads, len(bias))
-        given = dy.contiguous(), pre, bias, dpre, sums
-        ctx.built.gelu_backward(*map(pointer, given), ctypes.c_long(pre.numel() // len(bias)), threads)
+        (pre, bias), built = ctx.saved_tensors, ctx.built
+        dpre, sums = torch.empty_like(pre), torch.empty(torch.get_num_threads(), built.F, **FLOATS)
+        built.call("gelu_backward", built.rows(dy, built.F), pre, bias, dpre, sums, pre.numel() // built.F)
         return dpre, sums.sum(0), None
-
-
-def pointer(tensor, offset=0):
-    """Of something that the caller keeps a name for until the call is over: a pointer keeps nothing alive."""
-    if tensor is None:
-        return None
-    return ctypes.c_void_p(tensor.data_ptr() + tensor.element_size() * offset)
-
-
-class Parts:
-    """Where queries, keys and values lie, as cpu_kernels.c wants to be told."""
-
-    def __init__(self, q, kv, H):
-        B, T, width = kv.shape
-        D = width // (3 if q is None else 2)
-        M = T if q is None else q.shape[1]
-        if any(x is not None and (x.dtype != kv.dtype or not x.is_contiguous()) for x in (q, kv)) or M > T:
-            raise ValueError("the kernels want contiguous tensors of one type and at most as many queries as keys")
-        of_q = (pointer(kv), ctypes.c_long(width)) if q is None else (pointer(q), ctypes.c_long(D))
-        first = D if q is None else 0  # of the keys, in a row
-        self.pointers = *of_q, pointer(kv, first), pointer(kv, first + D), ctypes.c_long(width)
-        self.shape, self.sizes = (B, M, D), (ctypes.c_long(B), H, M, torch.get_num_threads())

@@ -4,7 +4,7 @@ With `--paths fast bf16` the fast path in bfloat16 too, where the CPU has AMX.
     python benchmarks/agreement.py --epochs 8 --windows 300
     python benchmarks/agreement.py --epochs 16 --classifier_epochs 15 --batch_sizes 128 32 --tolerance 5e-2
 
-Trains both paths on a short schedule for several seeds, in a temporary folder, and takes each through all four scripts
+Trains the paths on a short schedule for several seeds, in a temporary folder, and takes each through all four scripts
 on the CPU. Prints a table, writes results/benchmark_agreement.json, and ends with an error if a validation loss differs
 by more than --tolerance (relative), or the mean accuracies by more than the spread of the plain path's seeds.
 """
@@ -96,15 +96,15 @@ def main(args):
     found = {path: compare(runs["plain"], runs[path], path, args) for path in args.paths}
     result = {"runs": rows, "tolerance": args.tolerance, "paths": found}
     artefacts.save_json(ROOT / "results/benchmark_agreement.json", result)
-    for path, (furthest, apart, agree) in found.items():
-        if not agree:
-            raise UserError(f"{path} does not agree: losses to {furthest:.1e}, accuracies to {apart:.3f}")
+    for path, its in found.items():
+        if not its["agree"]:
+            raise UserError(f"{path} does not agree: losses to {its['furthest']:.1e}, accuracies to {its['apart']:.3f}")
     print("they agree")
     return result
 
 
 def compare(plain, other, path, args):
-    """Print the runs of a path beside the plain ones: (furthest losses, mean accuracies apart, whether they agree)."""
+    """Print the runs of a path beside the plain ones: how far losses and accuracies are apart, and if they agree."""
     import numpy as np
 
     print(f"\n| seed | masked, plain | {path} | contrastive, plain | {path} | furthest | accuracy, plain | {path} |")
@@ -121,7 +121,8 @@ def compare(plain, other, path, args):
     print(f"mean accuracy {accuracies[0].mean():.3f} plain, {accuracies[1].mean():.3f} {path}; the plain path's seeds "
           f"spread over {spread:.3f}; pretraining took {sum(r['seconds'] for r in plain):.0f} s plain, "
           f"{sum(r['seconds'] for r in other):.0f} s {path}")  # fmt: skip
-    return max(furthest), apart, max(furthest) <= args.tolerance and apart <= spread
+    agree = all(each <= args.tolerance for each in furthest) and apart <= spread  # a NaN does not
+    return {"furthest": max(furthest), "apart": apart, "agree": agree}
 
 
 if __name__ == "__main__":

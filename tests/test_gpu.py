@@ -195,3 +195,26 @@ def test_spans(n, T, M):
     lengths = torch.randint(1, 11, (6, n), generator=g).cuda()
     starts = torch.randint(T, (6, n), generator=g).cuda()
     assert torch.equal(gpu.add_spans(chosen, lengths, starts, M), add_spans(chosen, lengths, starts, M))
+
+
+def test_attention_with_large_scores_of_one_sign():
+    """All some hundred below 0: what fills a window up to a power of two, with scores of 0, must not outweigh them."""
+    g = torch.Generator().manual_seed(0)
+    encoder = filled(MaskedModel(ODD), g).transformer
+    with torch.no_grad():
+        attn = encoder.attn
+        attn.proj_q.weight.zero_(), attn.proj_k.weight.zero_()
+        attn.proj_q.bias.fill_(-30.0)
+        attn.proj_k.weight[:, 0] = 1.0
+        encoder.embed.norm.gamma[0], encoder.embed.norm.beta[0] = 0.0, 5.0  # feature 0 of all steps
+    x = randn(4, ODD["seq_len"], ODD["feature_num"])
+    results = []
+    for fn in (lambda: gpu.representation(encoder, x, None, torch.float32), lambda: encoder(x).flatten(0, 1)):
+        encoder.zero_grad()
+        out = fn()
+        out.square().sum().backward()
+        gradients = [p.grad for name, p in encoder.named_parameters() if not name.endswith(NO_GRADIENT)]
+        results.append([out.detach(), *gradients])
+    largest = max(float(theirs.norm()) for theirs in results[1])
+    for mine, theirs in zip(*results, strict=True):
+        assert mine.isfinite().all() and (mine - theirs).norm() <= 1e-4 * largest
