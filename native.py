@@ -36,9 +36,9 @@ class Built:
         """One of its functions: tensors are handed over as pointers to their first number, whole numbers as long."""
 
         def converted(x):
-            return (
-                ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor) else x if x is None else ctypes.c_long(x)
-            )
+            if isinstance(x, torch.Tensor):
+                return ctypes.c_void_p(x.data_ptr())
+            return None if x is None else ctypes.c_long(x)
 
         getattr(self.library, name)(*map(converted, given), ctypes.c_long(torch.get_num_threads()))
 
@@ -53,9 +53,8 @@ class Built:
 
 def checked(x, dtype, shape):
     if x.dtype != dtype or tuple(x.shape) != tuple(shape):
-        raise ValueError(
-            f"{tuple(x.shape)} numbers of {x.dtype} where cpu_kernels.c was built for {tuple(shape)}, {dtype}"
-        )
+        given, wanted = (tuple(x.shape), x.dtype), (tuple(shape), dtype)
+        raise ValueError(f"shape and type {given} where cpu_kernels.c was built for {wanted}")
     return x.contiguous()
 
 
