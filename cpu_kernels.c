@@ -57,6 +57,9 @@ static inline vec larger(vec a, vec b) {
 
 static inline vec fill(float x) { return x - (vec){0}; }
 
+/* How many of VL lanes from `start` on are before `end`. */
+static inline int lanes_until(int end, int start) { return end - start < VL ? end - start : VL; }
+
 /* e^x for x <= 0, to 2e-7 of it: 2^n times the Taylor series of the rest, |rest| <= ln 2 / 2. */
 static inline vec exponential(vec x) {
     x = larger(fill(-87.0f), x); /* in this order, what is no number stays so */
@@ -104,7 +107,7 @@ static inline void transpose(vec *x) {
 /* A head's features of `steps` steps, `width` numbers apart: rows of features, zeros up to STRIDE. */
 static inline void copy(float *to, const number *from, long width, int steps) {
     for (int start = 0; start < STRIDE; start += VL) {
-        const int lanes = steps - start < VL ? steps - start : VL;
+        const int lanes = lanes_until(steps, start);
         vec rest[K % VL + 1] = {0};
         for (int i = 0; i < lanes; i++)
             for (int k = 0; k < K % VL; k++) rest[k][i] = one(from[(start + i) * width + K / VL * VL + k]);
@@ -180,7 +183,7 @@ static void head_forward(const number *q, long q_width, const number *k, const n
     float queries[K * STRIDE], keys[K * STRIDE], values[K * STRIDE];
     copy(queries, q, q_width, M), copy(keys, k, kv_width, T), copy(values, v, kv_width, T);
     for (int start = 0; start < M; start += VL) {
-        const int lanes = M - start < VL ? M - start : VL;
+        const int lanes = lanes_until(M, start);
         vec x[K], e[STRIDE], total = {0}, highest = fill(-3e38f);
         load(x, queries + start);
         products(e, x, keys, T);
@@ -207,7 +210,7 @@ static void head_backward(const number *q, long q_width, const number *k, const 
     for (int k = 0; k < K; k++)
         for (int i = 0; i < M; i++) along[i] += results[k * STRIDE + i] * gradients[k * STRIDE + i];
     for (int start = 0; start < M; start += VL) {
-        const int lanes = M - start < VL ? M - start : VL;
+        const int lanes = lanes_until(M, start);
         vec x[K], w[STRIDE], d[STRIDE], most, scale, sum;
         memcpy(&most, highest + start, sizeof most), memcpy(&scale, total + start, sizeof scale);
         memcpy(&sum, along + start, sizeof sum);
@@ -218,7 +221,7 @@ static void head_backward(const number *q, long q_width, const number *k, const 
         store(dq + start * q_width, x, q_width, lanes);
     }
     for (int start = 0; start < T; start += VL) {
-        const int lanes = T - start < VL ? T - start : VL;
+        const int lanes = lanes_until(T, start);
         vec x[K], w[STRIDE], d[STRIDE];
         load(x, keys + start), products(w, x, queries, M);
         load(x, values + start), products(d, x, gradients, M);
@@ -232,8 +235,8 @@ static void head_backward(const number *q, long q_width, const number *k, const 
 }
 
 /* All heads of B windows. A step's numbers in q are q_width long, in k and v kv_width, in out and g H * K. */
-void attend_forward(const number *q, long q_width, const number *k, const number *v, long kv_width, number *out, float *kept,
-             long B, long H, long M, long threads) {
+void attend_forward(const number *q, long q_width, const number *k, const number *v, long kv_width, number *out,
+                    float *kept, long B, long H, long M, long threads) {
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (long n = 0; n < B * H; n++) {
         const long b = n / H, f = n % H * K, kv = b * T * kv_width + f;
@@ -243,7 +246,8 @@ void attend_forward(const number *q, long q_width, const number *k, const number
 }
 
 void attend_backward(const number *q, long q_width, const number *k, const number *v, long kv_width, const number *out,
-              const float *kept, const number *g, number *dq, number *dk, number *dv, long B, long H, long M, long threads) {
+                     const float *kept, const number *g, number *dq, number *dk, number *dv, long B, long H, long M,
+                     long threads) {
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (long n = 0; n < B * H; n++) {
         const long b = n / H, f = n % H * K, mine = b * M * q_width + f, kv = b * T * kv_width + f;
@@ -261,7 +265,7 @@ static inline void load_row(vec *x, const number *from, const int width) {
     UNROLL
     for (int t = 0; t < TILES(width); t++) {
         nvec part = {0};
-        memcpy(&part, from + t * VL, (width - t * VL < VL ? width - t * VL : VL) * sizeof *from);
+        memcpy(&part, from + t * VL, lanes_until(width, t * VL) * sizeof *from);
         x[t] = widened(part);
     }
 }
@@ -270,7 +274,7 @@ static inline void load_floats(vec *x, const float *from, const int width) {
     UNROLL
     for (int t = 0; t < TILES(width); t++) {
         x[t] = (vec){0};
-        memcpy(&x[t], from + t * VL, (width - t * VL < VL ? width - t * VL : VL) * sizeof *from);
+        memcpy(&x[t], from + t * VL, lanes_until(width, t * VL) * sizeof *from);
     }
 }
 
@@ -278,13 +282,13 @@ static inline void store_row(number *to, const vec *x, const int width) {
     UNROLL
     for (int t = 0; t < TILES(width); t++) {
         const nvec part = narrowed(x[t]);
-        memcpy(to + t * VL, &part, (width - t * VL < VL ? width - t * VL : VL) * sizeof *to);
+        memcpy(to + t * VL, &part, lanes_until(width, t * VL) * sizeof *to);
     }
 }
 
 static inline void store_floats(float *to, const vec *x, const int width) {
     for (int t = 0; t < TILES(width); t++)
-        memcpy(to + t * VL, &x[t], (width - t * VL < VL ? width - t * VL : VL) * sizeof *to);
+        memcpy(to + t * VL, &x[t], lanes_until(width, t * VL) * sizeof *to);
 }
 
 /* The sum of all lanes, in each of them. */
@@ -303,6 +307,13 @@ static inline vec row_sum(const vec *x) {
     UNROLL
     for (int t = 1; t < TILES(D); t++) sum += x[t];
     return lane_sum(sum);
+}
+
+/* 1 in the D lanes of a row, 0 in those beyond. */
+static inline void mark_inside(vec *inside) {
+    float ones[D];
+    for (int i = 0; i < D; i++) ones[i] = 1;
+    load_floats(inside, ones, D);
 }
 
 /* x to mean 0 and variance 1; returns 1 / its deviation. */
@@ -333,9 +344,7 @@ static inline void standardise_backward(vec *d, const vec *unit, float factor) {
 void norm_forward(const number *z, const number *residual, const float *bias, const float *gamma, const float *beta,
                   number *out, number *unit, float *scale, long n, long threads) {
     vec b[TILES(D)], g[TILES(D)], shift[TILES(D)], inside[TILES(D)];
-    float ones[D];
-    for (int i = 0; i < D; i++) ones[i] = 1;
-    load_floats(b, bias, D), load_floats(g, gamma, D), load_floats(shift, beta, D), load_floats(inside, ones, D);
+    load_floats(b, bias, D), load_floats(g, gamma, D), load_floats(shift, beta, D), mark_inside(inside);
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (long row = 0; row < n; row++) {
         vec x[TILES(D)], r[TILES(D)];
@@ -442,8 +451,7 @@ static void read_embedding(Embedding *to, const float *weight, const float *bias
         for (int i = 0; i < D; i++) row[i] = weight[i * C + c];
         load_floats(to->weight[c], row, D);
     }
-    for (int i = 0; i < D; i++) row[i] = 1;
-    load_floats(to->inside, row, D), load_floats(to->bias, bias, D);
+    mark_inside(to->inside), load_floats(to->bias, bias, D);
     load_floats(to->gamma, gamma, D), load_floats(to->beta, beta, D);
 }
 

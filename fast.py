@@ -74,6 +74,7 @@ def fused_losses():
     return losses
 
 
+@functools.cache
 def fused():
     """The module gpu, or None without a Triton that can build a kernel (PyTorch for CUDA brings it; it needs gcc)."""
     try:

@@ -43,18 +43,15 @@ class Built:
         getattr(self.library, name)(*map(converted, given), ctypes.c_long(torch.get_num_threads()))
 
     def rows(self, x, width):
-        """x (..., width) as it must lie in memory. Raises ValueError for another type or width: C would read beyond."""
+        """x (..., width) of the type that is built, checked."""
         return checked(x, self.dtype, (*x.shape[:-1], width))
-
-    def parameters(self, *given):
-        """Tensors and their shapes, one after the other; likewise, but of float32."""
-        return [checked(x, torch.float32, shape) for x, shape in zip(given[::2], given[1::2], strict=True)]
 
 
 def checked(x, dtype, shape):
+    """x as it must lie in memory. Raises RuntimeError for another type or shape: C would read beyond."""
     if x.dtype != dtype or tuple(x.shape) != tuple(shape):
         given, wanted = (tuple(x.shape), x.dtype), (tuple(shape), dtype)
-        raise ValueError(f"shape and type {given} where cpu_kernels.c was built for {wanted}")
+        raise RuntimeError(f"shape and type {given} where cpu_kernels.c was built for {wanted}")
     return x.contiguous()
 
 
@@ -111,9 +108,9 @@ class Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, gamma, beta, position, built):
         T, C, D = built.T, built.C, built.D
-        given = built.parameters(
-            x, (len(x), T, C), weight, (D, C), bias, (D,), gamma, (D,), beta, (D,), position, (T, D)
-        )
+        shapes = (len(x), T, C), (D, C), (D,), (D,), (D,), (T, D)
+        given = (x, weight, bias, gamma, beta, position)
+        given = [checked(part, torch.float32, shape) for part, shape in zip(given, shapes, strict=True)]
         out = torch.empty(len(x), T, D, dtype=built.dtype, device="cpu")
         built.call("embed_forward", *given, out, len(x) * T)
         ctx.save_for_backward(*given)
@@ -175,7 +172,7 @@ class Norm(torch.autograd.Function):
     def forward(ctx, z, residual, bias, gamma, beta, built):
         D = built.D
         z, residual = built.rows(z, D), None if residual is None else checked(residual, z.dtype, z.shape)
-        bias, gamma, beta = built.parameters(bias, (D,), gamma, (D,), beta, (D,))
+        bias, gamma, beta = (checked(part, torch.float32, (D,)) for part in (bias, gamma, beta))
         out, unit, n = torch.empty_like(z), torch.empty_like(z), z.numel() // D
         scale = torch.empty(n, **FLOATS)
         built.call("norm_forward", z, residual, bias, gamma, beta, out, unit, scale, n)
@@ -198,7 +195,7 @@ class Gelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, pre, bias, built):
-        pre, (bias,) = built.rows(pre, built.F), built.parameters(bias, (built.F,))
+        pre, bias = built.rows(pre, built.F), checked(bias, torch.float32, (built.F,))
         out = torch.empty_like(pre)
         built.call("gelu_forward", pre, bias, out, pre.numel() // built.F)
         ctx.save_for_backward(pre, bias)

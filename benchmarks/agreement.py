@@ -69,13 +69,13 @@ def one_run(args, path, seed):
 
     common = ["-d", args.dataset, "-s", f"{path}{seed}"]
     seeded = [*common, "--seed", str(seed), "-g", "cpu"]
-    kind = {"plain": ["--plain"], "fast": [], "bf16": ["--precision", "bf16"]}[path]
+    plain = ["--plain"] if path == "plain" else []
+    precision = ["--precision", "bf16"] if path == "bf16" else []
     start = time.perf_counter()
-    trained = pretrain.main(pretrain.get_args([*seeded, "-t", "pretrain.json", "--quiet", *kind]))
+    trained = pretrain.main(pretrain.get_args([*seeded, "-t", "pretrain.json", "--quiet", *plain, *precision]))
     seconds = time.perf_counter() - start
     embedding.main(embedding.get_args([*common, "-g", "cpu"]))
-    kind = kind if path == "bf16" else []
-    classifier.main(classifier.get_args([*seeded, "-t", "train.json", "--quiet", *kind]))
+    classifier.main(classifier.get_args([*seeded, "-t", "train.json", "--quiet", *precision]))
     tested = cross_dataset_test.main(cross_dataset_test.get_args([*common, "-g", "cpu", "-td", args.target_dataset]))
     losses = [[row["val_masked"], row["val_contrastive"]] for row in trained["history"]]
     return {"path": path, "seed": seed, "losses": losses, "accuracy": tested["accuracy"], "seconds": seconds}
