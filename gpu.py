@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 import triton
 
+import augment
 import kernels
-from augment import hide
 
-PROGRAMS = 528  # of the kernels that sum over rows: four for each multiprocessor of an H100
-ROWS = 16  # rows of a tile in them
+PROGRAMS = 528  # of the kernels that sum over rows, or a multiple: four for each multiprocessor of an H100
+ROWS = 16  # rows of a tile where it does not matter much
 
 
 def width(D):
@@ -42,7 +42,8 @@ def dot_precision():
 def add_up(parts):
     """The sum over the first axis of float32 parts (n, ...): what each program of a kernel left of a gradient."""
     out = torch.empty(parts.shape[1:], device=parts.device)
-    kernels.add_up[(triton.cdiv(out.numel(), 32),)](parts, out, len(parts), out.numel(), 256, 32, num_warps=8)
+    R, W, warps = (512, 8, 8) if len(parts) > 256 else (64, 32, 4)  # as measured on an H100
+    kernels.add_up[(triton.cdiv(out.numel(), W),)](parts, out, len(parts), out.numel(), R, W, num_warps=warps)
     return out
 
 
@@ -71,9 +72,9 @@ def normalised(z, bias, residual, gamma, beta):
 def normalised_backward(dy, z, bias, residual, gamma):
     """The gradient of z (and of the residual), and the sums that are those of gamma, beta and the bias."""
     ds, (n, D) = torch.empty_like(z), z.shape
-    sums = torch.empty(PROGRAMS, 3, D, device=z.device)
-    kernels.norm_backward[(PROGRAMS,)](dy.contiguous(), z, bias, residual, gamma, ds, sums, n, D, residual is not None,
-                                       ROWS, width(D))  # fmt: skip
+    sums = torch.empty(4 * PROGRAMS, 3, D, device=z.device)
+    kernels.norm_backward[(len(sums),)](dy.contiguous(), z, bias, residual, gamma, ds, sums, n, D,
+                                        residual is not None, 4, width(D), num_warps=1)  # fmt: skip
     return ds, add_up(sums)
 
 
@@ -166,21 +167,22 @@ class Embed(torch.autograd.Function):
         if (T, C) != (len(position), weight.shape[1]):  # the kernel would read beyond
             raise ValueError(f"windows of {T} steps and {C} channels for {len(position)} and {weight.shape[1]}")
         x, out = x.contiguous(), torch.empty(B * T, D, device=x.device, dtype=dtype)
-        grid = (B, triton.cdiv(T, ROWS))
-        kernels.embed_forward[grid](x, weight, bias, gamma, beta, position, out, T, C, D, ROWS, width(D), num_warps=2)
-        ctx.save_for_backward(x, weight, bias, gamma, beta, position)
+        norm, grid = torch.empty(B, T, 2, device=x.device), (B, triton.cdiv(T, ROWS))
+        kernels.embed_forward[grid](x, weight, bias, gamma, beta, position, out, norm, T, C, D, ROWS, width(D),
+                                    num_warps=2)  # fmt: skip
+        ctx.save_for_backward(x, weight, bias, gamma, beta, position, norm)
         return out
 
     @staticmethod
     def backward(ctx, dh):
-        x, weight, bias, gamma, beta, position = ctx.saved_tensors
+        x, weight, bias, gamma, beta, position, norm = ctx.saved_tensors
         B, T, C = x.shape
-        D, R = len(weight), 2
+        D, R = len(weight), 1
         grid = (min(B, 16), triton.cdiv(T, R))
         d_position = torch.empty(grid[0], T, D, device=x.device)
         sums = torch.empty(grid[0], grid[1], C + 3, D, device=x.device)
-        kernels.embed_backward[grid](dh.contiguous(), x, weight, bias, gamma, beta, position, d_position, sums, B, T, C,
-                                     D, width(C), R, width(D), num_warps=1)  # fmt: skip
+        kernels.embed_backward[grid](dh.contiguous(), x, weight, bias, gamma, beta, position, norm, d_position, sums,
+                                     B, T, C, D, width(C + 1), R, width(D), num_warps=1)  # fmt: skip
         sums = add_up(sums.flatten(0, 1))
         return None, sums[:C].T, sums[C], sums[C + 1], sums[C + 2], add_up(d_position), None
 
@@ -225,9 +227,8 @@ class Attend(torch.autograd.Function):
             dq, dkv = dqkv[:, :D], dqkv[:, D:]
         else:
             dq, dkv = torch.empty_like(q), torch.empty_like(kv)
-        warps = 2 if h.dtype == torch.bfloat16 and rows is None else 4
-        kernels.attend_backward[ctx.grid](q, kv, out, logs, da.contiguous(), dq, dkv, d_bias, *ctx.sizes, 32,
-                                          num_warps=warps)  # fmt: skip
+        R = 16 if h.dtype == torch.bfloat16 and rows is None else 32
+        kernels.attend_backward[ctx.grid](q, kv, out, logs, da.contiguous(), dq, dkv, d_bias, *ctx.sizes, R)
         if rows is None:
             dh, d_weight = dqkv @ weight, weight_gradient(dqkv, h)
         else:
@@ -309,7 +310,17 @@ class NTXent(torch.autograd.Function):
         return dz, None
 
 
-# -------------------------------------------------------------------------------------------- span masking
+# ------------------------------------------------------------------------------------------------- masking
+
+
+def hide(x, masks):
+    """augment.hide in one pass where no window is filled with random values; x (B, T, C)."""
+    if masks.values.numel():
+        return augment.hide(x, masks)
+    (B, T, C), M = x.shape, masks.positions.shape[1]
+    x, out = x.contiguous(), torch.empty(x.shape, device=x.device)
+    kernels.hide[(B,)](x, masks.positions, masks.zeroed, out, M, T, C, width(M), width(T), width(C))
+    return out
 
 
 def add_spans(chosen, lengths, starts, M):

@@ -27,11 +27,11 @@ def add_up(parts, out, n, F, R: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def standardise(s, inside, D: tl.constexpr, eps):
-    """Rows of s to zero mean and unit variance over the D columns `inside`: (the rows, 1 / their deviation)."""
+    """Rows of s to zero mean and unit variance over the D columns `inside`: (the rows, 1 / their deviation, mean)."""
     mean = tl.sum(s, 1) / D
     centred = tl.where(inside, s - mean[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(centred * centred, 1) / D + eps)
-    return centred * scale[:, None], scale
+    return centred * scale[:, None], scale, mean
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def norm_forward(z, bias, residual, gamma, beta, out, n, D: tl.constexpr, ADD: t
     if ADD:
         s += tl.load(residual + first * D + at, inside, 0.0).to(tl.float32)
         s += tl.load(bias + cols, cols < D, 0.0)[None, :]
-    unit, _ = standardise(s, inside, D, EPS)
+    unit, _, _ = standardise(s, inside, D, EPS)
     y = unit * tl.load(gamma + cols, cols < D, 0.0)[None, :] + tl.load(beta + cols, cols < D, 0.0)[None, :]
     tl.store(out + first * D + at, y.to(out.dtype.element_ty), inside)
 
@@ -72,7 +72,7 @@ def norm_backward(dy, z, bias, residual, gamma, ds, sums, n, D: tl.constexpr, AD
         if ADD:
             s += tl.load(residual + first * D + at, inside, 0.0).to(tl.float32)
             s += tl.load(bias + cols, cols < D, 0.0)[None, :]
-        unit, scale = standardise(s, inside, D, EPS)
+        unit, scale, _ = standardise(s, inside, D, EPS)
         d = tl.load(dy + first * D + at, inside, 0.0).to(tl.float32)
         d_gamma += d * unit
         d_beta += d
@@ -117,68 +117,90 @@ def gelu_backward(dy, pre, bias, dpre, sums, n, D: tl.constexpr, R: tl.constexpr
 
 
 @triton.jit
-def embed_tile(x, weight, bias, rows, inside, cols, C: tl.constexpr, D: tl.constexpr):
-    """Linear of the C channels of some steps, standardised: (unit rows, 1 / their deviation)."""
-    y = tl.where(inside, tl.load(bias + cols, cols < D, 0.0)[None, :], 0.0)
-    for c in tl.static_range(C):
-        y += tl.load(x + rows * C + c)[:, None] * tl.load(weight + cols * C + c, cols < D, 0.0)[None, :]
-    return standardise(y, inside, D, EPS)
+def column(at, cols, D: tl.constexpr, stride: tl.constexpr, CENTRED: tl.constexpr):
+    """D numbers from memory, 0 beyond; CENTRED takes their mean from them."""
+    x = tl.load(at + cols * stride, cols < D, 0.0)
+    if CENTRED:
+        x = tl.where(cols < D, x - tl.sum(x, 0) / D, 0.0)
+    return x[None, :]
 
 
 @triton.jit
-def embed_forward(x, weight, bias, gamma, beta, position, out, T, C: tl.constexpr, D: tl.constexpr, R: tl.constexpr,
-                  W: tl.constexpr):  # fmt: skip
-    """A tile is R steps of one window: h = LN(LN(Linear(x)) + position)."""
+def linear(x, weight, bias, rows, cols, C: tl.constexpr, D: tl.constexpr, CENTRED: tl.constexpr):
+    """Linear of the C channels of some rows of x, 0 beyond the D columns; CENTRED takes from each row its mean."""
+    y = column(bias, cols, D, 1, CENTRED)
+    for c in tl.static_range(C):
+        y += tl.load(x + rows * C + c)[:, None] * column(weight + c, cols, D, C, CENTRED)
+    return y
+
+
+@triton.jit
+def embed_forward(x, weight, bias, gamma, beta, position, out, norm, T, C: tl.constexpr, D: tl.constexpr,
+                  R: tl.constexpr, W: tl.constexpr):  # fmt: skip
+    """A tile is R steps of one window: h = LN(LN(Linear(x)) + position).
+
+    norm (B, T, 2) gets what the second norm multiplies a row with and what it then adds. (Keeping the first norm's too
+    makes Triton choose a layout that takes twice as long.)
+    """
     steps, cols = tl.program_id(1) * R + tl.arange(0, R), tl.arange(0, W)
     inside = (steps < T)[:, None] & (cols < D)[None, :]
     rows = tl.minimum(steps, T - 1)
     window = tl.program_id(0).to(tl.int64) * T
     g, b = tl.load(gamma + cols, cols < D, 0.0)[None, :], tl.load(beta + cols, cols < D, 0.0)[None, :]
-    unit, _ = embed_tile(x + window * C, weight, bias, rows, inside, cols, C, D)
-    place = tl.load(position + steps[:, None] * D + cols[None, :], inside, 0.0)
-    unit, _ = standardise(unit * g + b + place, inside, D, EPS)
+    y = tl.where(inside, linear(x + window * C, weight, bias, rows, cols, C, D, False), 0.0)
+    y = standardise(y, inside, D, EPS)[0] * g + b
+    y += tl.load(position + steps[:, None] * D + cols[None, :], inside, 0.0)
+    unit, scale, mean = standardise(y, inside, D, EPS)
+    norm += (window + rows) * 2
+    tl.store(norm, scale, steps < T)
+    tl.store(norm + 1, -mean * scale, steps < T)
     tl.store(out + window * D + rows[:, None] * D + cols[None, :], (unit * g + b).to(out.dtype.element_ty), inside)
 
 
 @triton.jit
-def embed_backward(dh, x, weight, bias, gamma, beta, position, d_position, sums, B, T, C: tl.constexpr,
+def embed_backward(dh, x, weight, bias, gamma, beta, position, norm, d_position, sums, B, T, C: tl.constexpr,
                    D: tl.constexpr, A: tl.constexpr, R: tl.constexpr, W: tl.constexpr):  # fmt: skip
-    """A program takes R steps of every so many windows; A is C filled up to a power of two.
+    """A program takes R steps of every so many windows; A is C + 1 filled up to a power of two.
 
     Writes its sums of the gradients: d_position (programs, T, D) and sums (programs, tiles, C + 3, D), which are the
-    Linear's C columns and its bias, gamma and beta (both norms together).
+    Linear's C columns and its bias, gamma and beta (both norms together). The mean over the D columns that the first
+    norm takes from a row's gradient is taken from the sums instead.
     """
     steps, cols = tl.program_id(1) * R + tl.arange(0, R), tl.arange(0, W)
     inside = (steps < T)[:, None] & (cols < D)[None, :]
-    g, b = tl.load(gamma + cols, cols < D, 0.0)[None, :], tl.load(beta + cols, cols < D, 0.0)[None, :]
-    place = tl.load(position + steps[:, None] * D + cols[None, :], inside, 0.0)
-    d_place, d_gamma, d_beta = tl.zeros((R, W), tl.float32), tl.zeros((R, W), tl.float32), tl.zeros((R, W), tl.float32)
-    d_bias = tl.zeros((R, W), tl.float32)
-    rows = tl.minimum(steps, T - 1)
+    rows, channels = tl.minimum(steps, T - 1), tl.arange(0, A)
     at = rows[:, None] * D + cols[None, :]
-    channels = tl.arange(0, A)
+    g, b = tl.load(gamma + cols, cols < D, 0.0)[None, :], tl.load(beta + cols, cols < D, 0.0)[None, :]
+    place = tl.load(position + at, inside, 0.0) + b
+    d_place, d_gamma, d_beta = tl.zeros((R, W), tl.float32), tl.zeros((R, W), tl.float32), tl.zeros((R, W), tl.float32)
     d_weight = tl.zeros((A, R, W), tl.float32)
     for window in range(tl.program_id(0), B, tl.num_programs(0)):
         start = (tl.zeros((), tl.int64) + window) * T
-        first, first_scale = embed_tile(x + start * C, weight, bias, rows, inside, cols, C, D)
-        unit, scale = standardise(first * g + b + place, inside, D, EPS)
         d = tl.load(dh + start * D + at, inside, 0.0).to(tl.float32)
+        y = linear(x + start * C, weight, bias, rows, cols, C, D, True)
+        first_scale = tl.rsqrt(tl.sum(y * y, 1) / D + EPS)
+        first, mine = y * first_scale[:, None], norm + start * 2 + rows * 2
+        scale, shift = tl.load(mine)[:, None], tl.load(mine + 1)[:, None]
+        unit = (first * g + place) * scale + shift
         d_gamma += d * unit
         d_beta += d
-        d = tl.where(inside, standardise_backward(d * g, unit, scale, D), 0.0)
+        d *= g
+        mean, along = tl.sum(d, 1)[:, None] * (scale / D), tl.sum(d * unit, 1)[:, None] * (scale / D)
+        d = d * scale - (unit * along + mean)
         d_place += d
         d_gamma += d * first
-        d_beta += d
-        d = tl.where(inside, standardise_backward(d * g, first, first_scale, D), 0.0)
-        d_bias += d
-        values = tl.load(x + start * C + rows[None, :] * C + channels[:, None], (channels < C)[:, None], 0.0)  # (A, R)
+        d *= g
+        d = (d - first * (tl.sum(d * first, 1)[:, None] / D)) * first_scale[:, None]
+        # (A, R); channel C, always 1, is the bias's
+        values = tl.load(x + start * C + rows[None, :] * C + channels[:, None], (channels < C)[:, None], 1.0)
         d_weight += d[None, :, :] * values[:, :, None]
     tl.store(d_position + tl.program_id(0) * T * D + at, d_place, inside)
     mine = sums + (tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)) * (C + 3) * D + cols
-    tl.store(mine[None, :] + channels[:, None] * D, tl.sum(d_weight, 1), (channels < C)[:, None] & (cols < D)[None, :])
-    tl.store(mine + C * D, tl.sum(d_bias, 0), cols < D)
+    real, total = (cols < D)[None, :], tl.sum(d_weight, 1)
+    total -= tl.sum(tl.where(real, total, 0.0), 1)[:, None] / D
+    tl.store(mine[None, :] + channels[:, None] * D, total, (channels <= C)[:, None] & real)
     tl.store(mine + (C + 1) * D, tl.sum(d_gamma, 0), cols < D)
-    tl.store(mine + (C + 2) * D, tl.sum(d_beta, 0), cols < D)
+    tl.store(mine + (C + 2) * D, tl.sum(d_beta + d_place, 0), cols < D)
 
 
 @triton.jit
@@ -227,7 +249,7 @@ def attend_backward(q, kv, out, logs, da, dq, dkv, d_bias, scale, M: tl.constexp
     q, dq = q + window * M * Q + head * K, dq + window * M * Q + head * K
     out, da = out + window * M * H * K + head * K, da + window * M * H * K + head * K
     k, v = tl.load(kv + at, there, 0.0), tl.load(kv + H * K + at, there, 0.0)
-    dk, dv, d_bias_q = tl.zeros((S, P), tl.float32), tl.zeros((S, P), tl.float32), tl.zeros((P,), tl.float32)
+    dk, dv, d_bias_q = tl.zeros((S, P), tl.float32), tl.zeros((S, P), tl.float32), tl.zeros((R, P), tl.float32)
     for start in range(0, M, R):
         rows = start + tl.arange(0, R)
         asked = (rows < M)[:, None] & (cols < K)[None, :]
@@ -242,12 +264,12 @@ def attend_backward(q, kv, out, logs, da, dq, dkv, d_bias, scale, M: tl.constexp
         ds = (weights * (d_weights - along[None, :])).to(d.dtype)
         dk += tl.dot(ds, query, input_precision=PRECISION)
         d_query = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * scale
-        d_bias_q += tl.sum(d_query, 0)
+        d_bias_q += d_query
         tl.store(dq + place, d_query.to(dq.dtype.element_ty), asked)
     tl.store(dkv + at, (dk * scale).to(dkv.dtype.element_ty), there)
     tl.store(dkv + H * K + at, dv.to(dkv.dtype.element_ty), there)
     d_bias += window * (2 * H * K) + head * K + cols
-    tl.store(d_bias, d_bias_q, cols < K)
+    tl.store(d_bias, tl.sum(d_bias_q, 0), cols < K)
     tl.store(d_bias + H * K, tl.sum(dv, 0), cols < K)
 
 
@@ -262,7 +284,7 @@ def pool_tokens(z, bias, token, start, T, P: tl.constexpr, eps, R: tl.constexpr,
     s = tl.load(z + steps[:, None] * P + cols[None, :], own, 0.0).to(tl.float32)
     s += tl.load(bias + cols, there, 0.0)[None, :]
     s = tl.where((steps == T)[:, None], tl.load(token + cols, there, 0.0)[None, :], s)
-    unit, scale = standardise(s, (steps <= T)[:, None] & there[None, :], P, eps)
+    unit, scale, _ = standardise(s, (steps <= T)[:, None] & there[None, :], P, eps)
     return own, unit, scale
 
 
@@ -393,3 +415,15 @@ def add_spans(chosen, lengths, starts, out, n, rounds, M, T: tl.constexpr, R: tl
         free = tl.sum(tl.where(steps == start, taken, 0), 1)[:, None] == 0
         taken = tl.where((steps >= start) & (steps < end) & free, 1, taken)
     tl.store(out + first * T + at, taken != 0, inside)
+
+
+@triton.jit
+def hide(x, positions, zeroed, out, M, T: tl.constexpr, C: tl.constexpr, P: tl.constexpr, S: tl.constexpr,
+         A: tl.constexpr):  # fmt: skip
+    """A program is one window of x (B, T, C): 0 at its M positions if it is to be zeroed. Tiles are (S, P) and (S, A)."""
+    window = tl.program_id(0).to(tl.int64)
+    steps, chosen, cols = tl.arange(0, S), tl.arange(0, P), tl.arange(0, A)
+    places = tl.load(positions + window * M + chosen, chosen < M, -1).to(tl.int32)
+    gone = tl.max((steps[:, None] == places[None, :]).to(tl.int32), 1) * tl.load(zeroed + window).to(tl.int32)
+    at, inside = window * T * C + steps[:, None] * C + cols[None, :], (steps < T)[:, None] & (cols < C)[None, :]
+    tl.store(out + at, tl.load(x + at, inside & (gone == 0)[:, None], 0.0), inside)

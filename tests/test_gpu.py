@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from augment import Masks, add_spans, draw_masks, instance_norm
+from augment import Masks, add_spans, draw_masks, hide, instance_norm
 from models import Contrastive, Embedding, MaskedModel, draw_keep, losses, nt_xent
 
 if not torch.cuda.is_available():
@@ -195,6 +195,17 @@ def test_spans(n, T, M):
     lengths = torch.randint(1, 11, (6, n), generator=g).cuda()
     starts = torch.randint(T, (6, n), generator=g).cuda()
     assert torch.equal(gpu.add_spans(chosen, lengths, starts, M), add_spans(chosen, lengths, starts, M))
+
+
+@pytest.mark.parametrize("T, C", [(120, 6), (37, 5)])
+@pytest.mark.parametrize("replace_prob", [0.0, 0.7])
+def test_hide(T, C, replace_prob):
+    x = randn(40, T, C)
+    drawn = draw_masks(40, T, C, MASK | {"replace_prob": replace_prob}, torch.Generator().manual_seed(T))
+    masks = Masks(*(part.cuda() for part in drawn))
+    assert torch.equal(gpu.hide(x, masks), hide(x, masks))
+    lying_otherwise = x.transpose(1, 2).contiguous().transpose(1, 2)
+    assert torch.equal(gpu.hide(lying_otherwise, masks), hide(x, masks))
 
 
 def test_attention_with_large_scores_of_one_sign():
