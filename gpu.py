@@ -2,10 +2,10 @@
 
 The network is small: D is 72, so a LayerNorm, a bias's gradient or a softmax does little arithmetic on much memory, and
 in PyTorch's own kernels, made for wide rows, these took more than half of a step. Here each of them is one pass
-(kernels.py), its backward recomputes instead of reading what the forward would have stored, and every bias's gradient
-comes out of the pass that has its terms in registers anyway. The large matrix products stay PyTorch's. All sums are
-float32, whatever the activations are; partial sums are written and added in a fixed order, so that the same step gives
-the same bits.
+(kernels.py), its backward recomputes most of what the forward could have stored, and every bias's gradient comes out
+of the pass that has its terms in registers anyway. The large matrix products stay PyTorch's. All sums are float32,
+whatever the activations are; partial sums are written and added in a fixed order, so that the same step gives the same
+bits.
 
 The shortcuts of fast.py hold here too: queries only of the chosen steps while the masked loss is alone, one query a
 window in the contrastive head, both views in one batch up to BatchNorm. tests/test_gpu.py compares with models.py.

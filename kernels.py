@@ -420,7 +420,7 @@ def add_spans(chosen, lengths, starts, out, n, rounds, M, T: tl.constexpr, R: tl
 @triton.jit
 def hide(x, positions, zeroed, out, M, T: tl.constexpr, C: tl.constexpr, P: tl.constexpr, S: tl.constexpr,
          A: tl.constexpr):  # fmt: skip
-    """A program is one window of x (B, T, C): 0 at its M positions if it is to be zeroed. Tiles are (S, P) and (S, A)."""
+    """A program is one window of x (B, T, C): 0 at its M positions if it is a zeroed one. Tiles are (S, P), (S, A)."""
     window = tl.program_id(0).to(tl.int64)
     steps, chosen, cols = tl.arange(0, S), tl.arange(0, P), tl.arange(0, A)
     places = tl.load(positions + window * M + chosen, chosen < M, -1).to(tl.int32)
