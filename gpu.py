@@ -22,7 +22,7 @@ import triton
 import augment
 import kernels
 
-PROGRAMS = 528  # of the kernels that sum over rows, or a multiple: four for each multiprocessor of an H100
+MULTIPROCESSORS = 132  # of an H100: the kernels that sum over rows have some programs for each
 ROWS = 16  # rows of a tile where it does not matter much
 
 
@@ -72,7 +72,7 @@ def normalised(z, bias, residual, gamma, beta):
 def normalised_backward(dy, z, bias, residual, gamma):
     """The gradient of z (and of the residual), and the sums that are those of gamma, beta and the bias."""
     ds, (n, D) = torch.empty_like(z), z.shape
-    sums = torch.empty(4 * PROGRAMS, 3, D, device=z.device)
+    sums = torch.empty(16 * MULTIPROCESSORS, 3, D, device=z.device)
     kernels.norm_backward[(len(sums),)](dy.contiguous(), z, bias, residual, gamma, ds, sums, n, D,
                                         residual is not None, 4, width(D), num_warps=1)  # fmt: skip
     return ds, add_up(sums)
@@ -108,7 +108,7 @@ def gelu(pre, bias):
 def gelu_backward(dy, pre, bias):
     """The gradient before the GELU, rows (n, D), and its sum over them, the bias's."""
     dpre, (n, D) = torch.empty_like(pre), pre.shape
-    programs = 2 * PROGRAMS // triton.cdiv(D, 32)
+    programs = 8 * MULTIPROCESSORS // triton.cdiv(D, 32)
     sums = torch.empty(programs, D, device=pre.device)
     kernels.gelu_backward[(programs, triton.cdiv(D, 32))](dy, pre, bias, dpre, sums, n, D, 32, 32)
     return dpre, add_up(sums)
@@ -318,8 +318,9 @@ def hide(x, masks):
     if masks.values.numel():
         return augment.hide(x, masks)
     (B, T, C), M = x.shape, masks.positions.shape[1]
-    x, out = x.contiguous(), torch.empty(x.shape, device=x.device)
-    kernels.hide[(B,)](x, masks.positions, masks.zeroed, out, M, T, C, width(M), width(T), width(C))
+    x, positions = x.contiguous(), masks.positions.contiguous()
+    out = torch.empty_like(x)
+    kernels.hide[(B,)](x, positions, masks.zeroed, out, M, T, C, width(M), width(T), width(C))
     return out
 
 

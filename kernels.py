@@ -1,9 +1,9 @@
 """The Triton kernels of gpu.py: each one pass over its data, the forward and then its backward.
 
-A tile is R rows by W columns, W the next power of two (Triton wants that), the columns beyond the row's end zero. A
-program takes one tile, or goes from tile to tile and in the end writes its sums, which gpu.add_up adds. Activations
-are float32 or bfloat16, all arithmetic but the products of tiles is float32. Large offsets are 64-bit and scalar, added
-to the pointers once: a tile of 64-bit offsets would fill the registers.
+A tile is R rows by W columns, W the next power of two (Triton wants that), the columns beyond the row's end zero unless
+a comment says otherwise. A program takes one tile, or goes from tile to tile and in the end writes its sums, which
+gpu.add_up adds. Activations are float32 or bfloat16, all arithmetic but the products of tiles is float32. Large offsets
+are 64-bit and scalar, added to the pointers once: a tile of 64-bit offsets would fill the registers.
 
 Axes as in models.py. Every kernel is launched by the function of gpu.py that says what it computes.
 """
@@ -118,7 +118,7 @@ def gelu_backward(dy, pre, bias, dpre, sums, n, D: tl.constexpr, R: tl.constexpr
 
 @triton.jit
 def column(at, cols, D: tl.constexpr, stride: tl.constexpr, CENTRED: tl.constexpr):
-    """D numbers from memory, 0 beyond; CENTRED takes their mean from them."""
+    """D numbers from memory, `stride` apart, 0 beyond; CENTRED takes their mean from them."""
     x = tl.load(at + cols * stride, cols < D, 0.0)
     if CENTRED:
         x = tl.where(cols < D, x - tl.sum(x, 0) / D, 0.0)
@@ -127,7 +127,10 @@ def column(at, cols, D: tl.constexpr, stride: tl.constexpr, CENTRED: tl.constexp
 
 @triton.jit
 def linear(x, weight, bias, rows, cols, C: tl.constexpr, D: tl.constexpr, CENTRED: tl.constexpr):
-    """Linear of the C channels of some rows of x, 0 beyond the D columns; CENTRED takes from each row its mean."""
+    """Linear of the C channels of some rows of x, 0 beyond the D columns.
+
+    CENTRED takes from each row its mean over the columns, by taking it from the weights (as fast.embed does).
+    """
     y = column(bias, cols, D, 1, CENTRED)
     for c in tl.static_range(C):
         y += tl.load(x + rows * C + c)[:, None] * column(weight + c, cols, D, C, CENTRED)
@@ -163,8 +166,11 @@ def embed_backward(dh, x, weight, bias, gamma, beta, position, norm, d_position,
     """A program takes R steps of every so many windows; A is C + 1 filled up to a power of two.
 
     Writes its sums of the gradients: d_position (programs, T, D) and sums (programs, tiles, C + 3, D), which are the
-    Linear's C columns and its bias, gamma and beta (both norms together). The mean over the D columns that the first
-    norm takes from a row's gradient is taken from the sums instead.
+    Linear's C columns and its bias, gamma and beta (both norms together).
+
+    The first norm takes from a row's gradient its mean over the D columns. Here that is left out of the rows and taken
+    from the sums: times a channel and summed over rows, it is the same in all columns, and nothing else in a sum has a
+    mean, as unit rows have none. Beyond the D columns `unit` and `d` are not 0, but gamma and `first` are.
     """
     steps, cols = tl.program_id(1) * R + tl.arange(0, R), tl.arange(0, W)
     inside = (steps < T)[:, None] & (cols < D)[None, :]
@@ -422,8 +428,9 @@ def hide(x, positions, zeroed, out, M, T: tl.constexpr, C: tl.constexpr, P: tl.c
          A: tl.constexpr):  # fmt: skip
     """A program is one window of x (B, T, C): 0 at its M positions if it is a zeroed one. Tiles are (S, P), (S, A)."""
     window = tl.program_id(0).to(tl.int64)
+    x, out = x + window * T * C, out + window * T * C
     steps, chosen, cols = tl.arange(0, S), tl.arange(0, P), tl.arange(0, A)
     places = tl.load(positions + window * M + chosen, chosen < M, -1).to(tl.int32)
     gone = tl.max((steps[:, None] == places[None, :]).to(tl.int32), 1) * tl.load(zeroed + window).to(tl.int32)
-    at, inside = window * T * C + steps[:, None] * C + cols[None, :], (steps < T)[:, None] & (cols < C)[None, :]
+    at, inside = steps[:, None] * C + cols[None, :], (steps < T)[:, None] & (cols < C)[None, :]
     tl.store(out + at, tl.load(x + at, inside & (gone == 0)[:, None], 0.0), inside)

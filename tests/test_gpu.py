@@ -81,11 +81,12 @@ def test_windows_filled_with_random_values(both):
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
-def test_tf32_and_bfloat16_are_close(both):
-    plain = run(losses, ENCODER, 256, both)
+@pytest.mark.parametrize("cfg, B", [(ENCODER, 256), (ODD, 33)], ids=["real", "odd sizes"])
+def test_tf32_and_bfloat16_are_close(cfg, B, both):
+    plain = run(losses, cfg, B, both)
     torch.set_float32_matmul_precision("high")
-    assert_same(run(gpu.losses, ENCODER, 256, both), plain, 1e-2, 1e-3)
-    ours = run(functools.partial(gpu.losses, dtype=torch.bfloat16), ENCODER, 256, both)
+    assert_same(run(gpu.losses, cfg, B, both), plain, 1e-2, 1e-3)
+    ours = run(functools.partial(gpu.losses, dtype=torch.bfloat16), cfg, B, both)
     assert_same(ours, plain, 5e-2, 5e-3)
     assert all(gradient.dtype == torch.float32 for gradient in ours[1].values())
 
@@ -197,7 +198,7 @@ def test_spans(n, T, M):
     assert torch.equal(gpu.add_spans(chosen, lengths, starts, M), add_spans(chosen, lengths, starts, M))
 
 
-@pytest.mark.parametrize("T, C", [(120, 6), (37, 5)])
+@pytest.mark.parametrize("T, C", [(120, 6), (37, 5), (64, 6), (7, 1)])
 @pytest.mark.parametrize("replace_prob", [0.0, 0.7])
 def test_hide(T, C, replace_prob):
     x = randn(40, T, C)
