@@ -45,6 +45,7 @@ from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
 import calibration  # noqa: E402
+import configs  # noqa: E402
 import ledger  # noqa: E402
 import utils  # noqa: E402
 from augment import augment_copies, copy_count, instance_norm, make_generator  # noqa: E402
@@ -112,8 +113,8 @@ def model_config(args):
     if args.baseline == "cnn":
         return {"widths": list(WIDTHS), "kernel": 5, "dropout": 0.2}
     return {
-        "encoder": utils.read_encoder_config(args.model_version),
-        "classifier": utils.read_classifier_config(args.model_version),
+        "encoder": configs.read_encoder_config(args.model_version),
+        "classifier": configs.read_classifier_config(args.model_version),
     }
 
 
@@ -123,7 +124,7 @@ def training(args):
     return {
         "baseline": args.baseline, "dataset": args.dataset, "dataset_version": args.dataset_version,
         "label_index": args.label_index, "label_rate": 0.1 if args.label_rate is None else args.label_rate,
-        "augment_method": args.augument_method or "channel_aug", "train": utils.read_train_config(args),
+        "augment_method": args.augument_method or "channel_aug", "train": configs.read_train_config(args),
         "model": model_config(args), "classes": utils.label_names(entry, args.label_index)[1],
     }  # fmt: skip
 
@@ -195,7 +196,7 @@ def build(args, config):
     if args.baseline == "cnn":
         entry = utils.dataset_config(args.dataset, args.dataset_version)
         return CNN(entry["dimension"], classes, config["model"]["kernel"], config["model"]["dropout"])
-    utils.check_fits(config["model"]["encoder"], utils.dataset_config(args.dataset, args.dataset_version))
+    configs.check_fits(config["model"]["encoder"], utils.dataset_config(args.dataset, args.dataset_version))
     return EndToEnd(config["model"]["encoder"], config["model"]["classifier"], classes)
 
 

@@ -19,6 +19,7 @@ tempo. They are no real device: they tell a setting that breaks from one that do
 
 import sys
 
+import configs
 import utils
 from utils import Parser, UserError, a_device, a_name, a_number, run
 
@@ -100,7 +101,7 @@ def split_users(users, seed):
 def fit(version, windows, labels, labelled, unlabelled, classes, seed):
     """A trained network of a version, and its two configurations."""
     device = windows.device
-    model_cfg, cfg = utils.read_encoder_config(version), utils.read_classifier_config(version)
+    model_cfg, cfg = configs.read_encoder_config(version), configs.read_classifier_config(version)
     torch.manual_seed(seed)
     masked, projection = Masked(model_cfg).to(device), Projection(model_cfg).to(device)
     network = Network(model_cfg, cfg, classes).to(device)
@@ -136,7 +137,7 @@ def main(args):
     if len(np.unique(users)) < 2:
         raise UserError(f"{path} has windows of a single user; nobody can be held out")
     for version in args.versions:
-        if utils.method_of(version) != "v2":
+        if configs.method_of(version) != "v2":
             raise UserError(f"--versions {version}: only entries of config/pretrain_model.json with the method v2")
     kept = np.flatnonzero(ids >= 0)
     windows = torch.tensor(np.asarray(data[kept], dtype=np.float32), device=device)

@@ -34,6 +34,7 @@ from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
 import calibration  # noqa: E402
+import configs  # noqa: E402
 import fast  # noqa: E402
 import utils  # noqa: E402
 import v2  # noqa: E402
@@ -114,10 +115,10 @@ def predict(model, h, dtype=None):
 
 
 def main(args):
-    if utils.method_of(args.model_version) == "v2":
+    if configs.method_of(args.model_version) == "v2":
         return v2.train(args)
-    cfg = utils.read_train_config(args)
-    model_cfg = utils.read_classifier_config(args.model_version)
+    cfg = configs.read_train_config(args)
+    model_cfg = configs.read_classifier_config(args.model_version)
     if args.deterministic:
         utils.set_deterministic()
     device = utils.pick_device(args.gpu)

@@ -5,11 +5,12 @@ transformer_v2: training of the classifier; config/physics.json: the augmentatio
 entry that says "like" another one gives only what differs, so that an ablation is one line.
 """
 
+from configs import REQUIRED, choice, flag, inherited, read_config, real, whole
 from invariants import SETS
 from physics import KEYS
-from utils import REQUIRED, UserError, _choice, _flag, _real, _whole, find_config, inherited, read_config
+from utils import UserError, find_config
 
-METHOD = (_choice("v2"), REQUIRED)
+METHOD = (choice("v2"), REQUIRED)
 
 
 def _numbers(test, least, what):
@@ -18,29 +19,29 @@ def _numbers(test, least, what):
 
 ENCODER_KEYS = {
     "method": METHOD,
-    "feature_num": (_whole(6, 6), 6),
-    "seq_len": (_whole(16, 100000), 120),
-    "channels": (_choice(*SETS), "all"),
-    "compression": (_flag, True),
+    "feature_num": (whole(6, 6), 6),
+    "seq_len": (whole(16, 100000), 120),
+    "channels": (choice(*SETS), "all"),
+    "compression": (flag, True),
     "physics": (lambda x: isinstance(x, str), "an entry of config/physics.json"),
-    "widths": (_numbers(_whole(1, 4096), 1, "layer sizes"), REQUIRED),
-    "kernel": (_whole(1, 99), REQUIRED),
-    "members": (_whole(1, 100), 1),
-    "masked_steps": (_whole(0), 0),
-    "joint_steps": (_whole(0), 0),
-    "batch_size": (_whole(2, 100000), 64),
-    "lr": (_real(0, 10, strict=True), 0.003),
+    "widths": (_numbers(whole(1, 4096), 1, "layer sizes"), REQUIRED),
+    "kernel": (whole(1, 99), REQUIRED),
+    "members": (whole(1, 100), 1),
+    "masked_steps": (whole(0), 0),
+    "joint_steps": (whole(0), 0),
+    "batch_size": (whole(2, 100000), 64),
+    "lr": (real(0, 10, strict=True), 0.003),
 }
 ENCODER_KEYS["physics"] = (ENCODER_KEYS["physics"], "v2")
 CLASSIFIER_KEYS = {
     "method": METHOD,
-    "steps": (_whole(1), REQUIRED),
-    "batch_size": (_whole(2, 100000), REQUIRED),
-    "lr": (_real(0, 10, strict=True), REQUIRED),
-    "weight_decay": (_real(0, 1), 0.001),
-    "dropout": (_real(0, 0.99), REQUIRED),
-    "balanced": (_flag, True),
-    "tempos": (_numbers(_real(0.1, 10), 1, "tempos"), [1.0]),
+    "steps": (whole(1), REQUIRED),
+    "batch_size": (whole(2, 100000), REQUIRED),
+    "lr": (real(0, 10, strict=True), REQUIRED),
+    "weight_decay": (real(0, 1), 0.001),
+    "dropout": (real(0, 0.99), REQUIRED),
+    "balanced": (flag, True),
+    "tempos": (_numbers(real(0.1, 10), 1, "tempos"), [1.0]),
 }
 
 

@@ -28,6 +28,7 @@ import torch  # noqa: E402
 
 import artefacts  # noqa: E402
 import calibration  # noqa: E402
+import configs  # noqa: E402
 import ledger  # noqa: E402
 import utils  # noqa: E402
 import v2  # noqa: E402
@@ -45,7 +46,7 @@ def classify(model, classifier, windows):
 
 def load_networks(args, path, checkpoint, model_cfg, classifier_cfg, names, again):
     """The encoder and the classifier from their files, as a function: (raw windows, device) -> logits on the CPU."""
-    if utils.method_of(args.model_version) == "v2":  # its classifier's file holds the encoder as trained with it
+    if configs.method_of(args.model_version) == "v2":  # its classifier's file holds the encoder as trained with it
         return v2.load_classifier(path, model_cfg, classifier_cfg, names, f"make it with: {again}")
     classifier, model = Classifier(classifier_cfg, len(names)), MaskedModel(model_cfg)
     artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
@@ -56,7 +57,7 @@ def load_networks(args, path, checkpoint, model_cfg, classifier_cfg, names, agai
 def settings(args, path, record):
     """What the artefacts' JSON says of the run, checked against the flags; for a released classifier the flags."""
     config = record["config"] if record else {}
-    cfg = utils.read_train_config(args)
+    cfg = configs.read_train_config(args)
     embedding = config.get("embedding", {})
     pretrain = embedding.get("pretrain", {})
     recorded = config.get("train", {})
@@ -65,7 +66,7 @@ def settings(args, path, record):
         utils.check_same(f"{path}, which -t {args.train_cfg} contradicts,", recorded, same)
     if record and config["label_index"] != args.label_index:
         raise UserError(f"-l {args.label_index} contradicts {path}, made with -l {config['label_index']}")
-    default = utils.read_config("config/pretrain.json", utils.PRETRAIN_KEYS, utils.DEAD_KEYS)
+    default = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS)
     return {
         "augment_method": utils.agreed("-am", args.augument_method, config.get("augment_method"), path, "channel_aug"),
         "label_rate": utils.agreed("-lr", args.label_rate, config.get("label_rate"), path, 0.1),
@@ -109,12 +110,12 @@ def main(args):
         utils.set_deterministic()
     device = utils.pick_device(args.gpu)
     model_cfg, classifier_cfg = (
-        utils.read_encoder_config(args.model_version), utils.read_classifier_config(args.model_version)
+        configs.read_encoder_config(args.model_version), configs.read_classifier_config(args.model_version)
     )  # fmt: skip
     source_cfg = utils.dataset_config(args.dataset, args.dataset_version)
     column, names = utils.label_names(source_cfg, args.label_index)
     data, labels, target_cfg = utils.load_windows(args.target_dataset, args.dataset_version)
-    utils.check_fits(model_cfg, target_cfg)
+    configs.check_fits(model_cfg, target_cfg)
     target_column, target_names = utils.label_names(target_cfg, args.label_index)
     if (target_column, target_names) != (column, names):
         raise UserError(

@@ -23,6 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 import artefacts  # noqa: E402
+import configs  # noqa: E402
 import utils  # noqa: E402
 from augment import Copies, copy_count  # noqa: E402
 from batches import FromFile  # noqa: E402
@@ -30,17 +31,17 @@ from models import DEAD_MASKED, MaskedModel, encode  # noqa: E402
 
 
 def main(args):
-    if utils.method_of(args.model_version) == "v2":
+    if configs.method_of(args.model_version) == "v2":
         import v2  # all of -mv v2 stands there
 
         return v2.embed(args)
-    cfg = utils.read_train_config(args)
-    model_cfg = utils.read_encoder_config(args.model_version)
+    cfg = configs.read_train_config(args)
+    model_cfg = configs.read_encoder_config(args.model_version)
     if args.deterministic:
         utils.set_deterministic()
     device = utils.pick_device(args.gpu)
     data, labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
-    utils.check_fits(model_cfg, data_cfg)
+    configs.check_fits(model_cfg, data_cfg)
 
     stem = utils.pretrain_stem(args, utils.pretrained_name(args))
     checkpoint = f"{stem}_masked_{utils.loss_weights(cfg)}.pt"

@@ -14,6 +14,7 @@ import numpy as np
 import artefacts
 import baselines
 import classifier
+import configs
 import cross_dataset_test
 import embedding
 import ledger
@@ -133,7 +134,7 @@ class Grid:
 
     def is_v2(self, variant):
         """Whether the variant's -mv is run by v2.py, which makes no copies and needs no embedding."""
-        return utils.method_of(self.all_variants[variant]["model_version"]) == "v2"
+        return configs.method_of(self.all_variants[variant]["model_version"]) == "v2"
 
     def jobs(self):
         """All jobs, the longest first, so that none is left alone at the end."""
@@ -148,7 +149,7 @@ class Grid:
         """Whether a variant learns nothing from windows without labels: a baseline, or v2 without pretraining."""
         if not self.is_v2(variant):
             return self.is_baseline(variant)
-        cfg = utils.read_encoder_config(self.all_variants[variant]["model_version"])
+        cfg = configs.read_encoder_config(self.all_variants[variant]["model_version"])
         return cfg["masked_steps"] + cfg["joint_steps"] == 0
 
     def variant_runs(self, variant):
@@ -194,11 +195,11 @@ class Grid:
     def _config_path(self, source, variant, stage):
         """The -t of a stage (pretrain, train): None where the default configuration fits, else a file written here."""
         entry, path = self.all_variants[variant], f"config/{stage}.json"
-        keys, dead = utils.PRETRAIN_KEYS, utils.DEAD_KEYS
+        keys, dead = configs.PRETRAIN_KEYS, configs.DEAD_KEYS
         epochs = self.epochs.get(source)
         if stage == "train":
-            keys, dead, epochs = utils.TRAIN_KEYS, utils.DEAD_CLASSIFIER_KEYS, self.classifier_epochs
-        default = utils.read_config(path, keys, dead)
+            keys, dead, epochs = configs.TRAIN_KEYS, configs.DEAD_CLASSIFIER_KEYS, self.classifier_epochs
+        default = configs.read_config(path, keys, dead)
         config = default | ({"n_epochs": epochs} if epochs else {})
         if stage == "pretrain":
             config |= entry["pretrain"]
@@ -258,9 +259,9 @@ class Grid:
         return {
             "dataset": job.source, "dataset_version": self.version, "model_version": args.model_version,
             "augment_method": "physics" if v2 else args.augument_method or "channel_aug",
-            "train": utils.read_train_config(args),
-            "mask": None if v2 else utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",)),
-            "model": utils.read_encoder_config(args.model_version),
+            "train": configs.read_train_config(args),
+            "mask": None if v2 else configs.read_config(args.mask_cfg, configs.MASK_KEYS, dead=("mask_alpha",)),
+            "model": configs.read_encoder_config(args.model_version),
         }  # fmt: skip
 
     def classifier_config(self, cell):
@@ -268,8 +269,9 @@ class Grid:
         args = self.classifier(cell).args()
         return {
             "label_index": self.label_index, "label_rate": cell.rate,
-            "augment_method": self.pretrain_config(cell.job)["augment_method"], "train": utils.read_train_config(args),
-            "model": utils.read_classifier_config(args.model_version), "classes": self.classes(cell.job.source),
+            "augment_method": self.pretrain_config(cell.job)["augment_method"],
+            "train": configs.read_train_config(args),
+            "model": configs.read_classifier_config(args.model_version), "classes": self.classes(cell.job.source),
         }  # fmt: skip
 
     def key(self, cell):

@@ -39,6 +39,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import artefacts  # noqa: E402
+import configs  # noqa: E402
 import fast  # noqa: E402
 import parallel  # noqa: E402
 import utils  # noqa: E402
@@ -87,20 +88,20 @@ def validate(step_losses, model, head, views, masks, batch_size, both, rank=0, s
 def main(args):
     if args.deterministic:
         utils.set_deterministic()
-    if utils.method_of(args.model_version) == "v2":
+    if configs.method_of(args.model_version) == "v2":
         import v2  # all of -mv v2 stands there
 
         return v2.pretrain(args)
-    cfg = utils.read_train_config(args)
-    mask_cfg = utils.read_config(args.mask_cfg, utils.MASK_KEYS, dead=("mask_alpha",))
-    model_cfg = utils.read_encoder_config(args.model_version)
+    cfg = configs.read_train_config(args)
+    mask_cfg = configs.read_config(args.mask_cfg, configs.MASK_KEYS, dead=("mask_alpha",))
+    model_cfg = configs.read_encoder_config(args.model_version)
     processes = parallel.Processes(args.gpu)  # one, unless torchrun started more
     device = processes.device
     precision = args.precision or fast.default_precision(model_cfg, device, args.plain)
     step_losses = fast.losses_for(model_cfg, device, precision, args.plain)
     seed, method = cfg["seed"], args.augument_method or "channel_aug"
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
-    utils.check_fits(model_cfg, data_cfg, mask_cfg)
+    configs.check_fits(model_cfg, data_cfg, mask_cfg)
     data_path = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
 
     # data: the rows of the augmented set, split; two views of each, drawn once (for training anew each epoch if asked)

@@ -1,11 +1,9 @@
-"""Command line, configuration, and loading and splitting windows: what all four scripts share.
+"""Command line, paths of artefacts, and loading and splitting windows: what all four scripts share.
 
 Nothing here imports torch at the top, so that `--help` and a mistyped flag answer at once.
 """
 
 import argparse
-import difflib
-import json
 import os
 import re
 import signal
@@ -187,199 +185,6 @@ def set_deterministic():
     torch.backends.cudnn.benchmark = False
 
 
-# ---------------------------------------------------------------------------------------------- configuration
-
-REQUIRED = object()
-
-
-def _whole(low, high=2**31):
-    def test(x):
-        return isinstance(x, int) and not isinstance(x, bool) and low <= x <= high
-
-    return test, f"a whole number from {low} to {high}"
-
-
-def _real(low, high, strict=False):
-    """A number in [low, high], or in (low, high] if `strict`; NaN is in neither."""
-
-    def test(x):
-        number = isinstance(x, (int, float)) and not isinstance(x, bool)
-        return number and (low < x if strict else low <= x) and x <= high
-
-    return test, f"a number {'above' if strict else 'from'} {low} up to {high}"
-
-
-def _choice(*values):
-    return (lambda x: isinstance(x, str) and x in values, "one of " + ", ".join(values))
-
-
-_flag = (lambda x: isinstance(x, bool), "true or false")
-_split_by = (_choice("window", "copy"), "window")
-
-# key: ((test, what is wanted), default)
-TRAIN_KEYS = {
-    "seed": (_whole(0, 2**32 - 1), REQUIRED),
-    "batch_size": (_whole(2), REQUIRED),
-    "lr": (_real(0, 10, strict=True), REQUIRED),
-    "n_epochs": (_whole(1), REQUIRED),
-    "total_steps": (_whole(0), 0),  # 0: no limit
-    "split_by": _split_by,
-}
-PRETRAIN_KEYS = TRAIN_KEYS | {
-    "n_epochs_cl": (_whole(0), None),  # None: the second half
-    "lambda1": (_real(0, 1000), 6),
-    "lambda2": (_real(0, 1000), 1),
-    "views": (_choice("once", "epoch"), "once"),
-}
-MASK_KEYS = {
-    "mask_ratio": (_real(0, 0.9, strict=True), REQUIRED),
-    "max_gram": (_whole(1, 1000), REQUIRED),
-    "mask_prob": (_real(0, 1), REQUIRED),
-    "replace_prob": (_real(0, 1), 0.0),
-}
-ENCODER_KEYS = {
-    "feature_num": (_whole(1, 1000), REQUIRED),
-    "hidden": (_whole(1, 10000), REQUIRED),
-    "hidden_ff": (_whole(1, 100000), REQUIRED),
-    "n_layers": (_whole(1, 100), REQUIRED),
-    "n_heads": (_whole(1, 1000), REQUIRED),
-    "seq_len": (_whole(2, 100000), REQUIRED),
-    "emb_norm": (_flag, True),
-}
-CLASSIFIER_KEYS = {
-    "input_size": (_whole(1, 10000), REQUIRED),
-    "hidden_size": (_whole(2, 10000), REQUIRED),
-    "num_layers": (_whole(1, 100), REQUIRED),
-    "num_heads": (_whole(1, 1000), REQUIRED),
-    "dropout_ratio": (_real(0, 0.99), REQUIRED),
-    "dim_feedforward": (_whole(1, 100000), REQUIRED),
-}
-V2_TRAIN_KEYS = ("seed", "split_by", "total_steps", "lambda1", "lambda2")  # what -mv v2 reads of them
-DEAD_KEYS = ("warmup", "save_steps", "batch_size_finetune")  # in the released configs, without effect there
-DEAD_CLASSIFIER_KEYS = (*DEAD_KEYS, "lambda1", "lambda2", "n_epochs_cl")
-
-
-def find_config(path):
-    """`path` from the current folder, else from the folder of the scripts. Raises UserError if it is in neither."""
-    for candidate in (Path(path), HERE / path):
-        if os.path.isfile(candidate):
-            return candidate
-    raise UserError(f"{path} is missing: give the path of an existing file, or run from the project's folder")
-
-
-def inherited(entries, name, path):
-    """An entry of a configuration file; one with the key "like" is the entry it names with its own keys over it."""
-    entry = entries[name]
-    if not isinstance(entry, dict) or "like" not in entry:
-        return entry
-    like = entry["like"]
-    base = entries.get(like) if isinstance(like, str) else None
-    if not isinstance(base, dict) or "like" in base:
-        raise UserError(f"{path}, {name}: 'like' must name an entry that has no 'like' itself, not {like!r}")
-    return base | {key: value for key, value in entry.items() if key != "like"}
-
-
-def read_config(path, keys, dead=(), entry=None):
-    """Read a JSON configuration and check every key against `keys`; the defaults fill what is left out.
-
-    `entry` picks one object of the file (`base_v1`). Keys in `dead` are named in one warning and dropped.
-    Raises UserError that names the file, the key, and for an unknown key the nearest known one.
-    """
-    from artefacts import read_json
-
-    config = read_json(find_config(path), "a JSON configuration")
-    where = str(path)
-    if entry is not None:
-        if not isinstance(config, dict) or entry not in config:
-            there = ", ".join(config) if isinstance(config, dict) else "none"
-            raise UserError(f"{path} has no entry {entry!r} (there: {there}); add it, or choose another with -mv")
-        config, where = inherited(config, entry, path), f"{path}, {entry}"
-    if not isinstance(config, dict):
-        raise UserError(f"{where} must be a JSON object of keys and values")
-    ignored = [key for key in config if key in dead]
-    if ignored:
-        warn(f"{where}: {', '.join(ignored)} {'does' if len(ignored) == 1 else 'do'} nothing here")
-    result = {}
-    for key in config:
-        if key not in keys and key not in dead:
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(keys)}"
-            raise UserError(f"{where}: unknown key {key!r}; {hint}")
-    for key, ((test, wanted), default) in keys.items():
-        if key not in config and default is REQUIRED:
-            raise UserError(f"{where}: key {key!r} is missing; add it ({wanted})")
-        result[key] = config.get(key, default)
-        if key in config and not test(result[key]):
-            raise UserError(f"{where}: {key!r} is {json.dumps(result[key])[:80]}, but must be {wanted}")
-    return result
-
-
-def read_train_config(args):
-    """The training configuration of -t with --seed applied; pretraining's if the script's default is pretrain.json."""
-    path = args.train_cfg or args.default_train_cfg
-    pretraining = args.default_train_cfg == "config/pretrain.json"
-    keys, dead = (PRETRAIN_KEYS, DEAD_KEYS) if pretraining else (TRAIN_KEYS, DEAD_CLASSIFIER_KEYS)
-    config = read_config(path, keys, dead)
-    if pretraining:
-        if config["n_epochs_cl"] is None:
-            config["n_epochs_cl"] = config["n_epochs"] - config["n_epochs"] // 2
-        if config["n_epochs_cl"] > config["n_epochs"]:
-            raise UserError(f"{path}: 'n_epochs_cl' {config['n_epochs_cl']} is more than n_epochs {config['n_epochs']}")
-    if args.seed is not None:
-        config["seed"] = args.seed
-    if method_of(args.model_version) == "v2":  # whose epochs, batches and rates stand with its networks
-        config = {key: config[key] for key in config if key in V2_TRAIN_KEYS}
-    return config
-
-
-def method_of(version):
-    """The code behind -mv VERSION: the key "method" of its entry in config/pretrain_model.json, "v1" without one."""
-    from artefacts import read_json
-
-    path = "config/pretrain_model.json"
-    entries, name = read_json(find_config(path), "a JSON configuration"), f"base_{version}"
-    entry = inherited(entries, name, path) if isinstance(entries, dict) and name in entries else None
-    return entry.get("method", "v1") if isinstance(entry, dict) else "v1"  # read_encoder_config says what is wrong
-
-
-def read_encoder_config(version):
-    """Entry base_VERSION of config/pretrain_model.json."""
-    path = "config/pretrain_model.json"
-    if method_of(version) == "v2":
-        import config_v2
-
-        return config_v2.read_encoder(path, version)
-    config = read_config(path, ENCODER_KEYS, entry=f"base_{version}")
-    if config["hidden"] % config["n_heads"]:
-        raise UserError(f"{path}, base_{version}: 'hidden' {config['hidden']} is no multiple of n_heads")
-    return config
-
-
-def read_classifier_config(version):
-    """Entry transformer_VERSION of config/classifier.json."""
-    path = "config/classifier.json"
-    if method_of(version) == "v2":
-        import config_v2
-
-        return config_v2.read_classifier(path, version)
-    config = read_config(path, CLASSIFIER_KEYS, entry=f"transformer_{version}")
-    if config["hidden_size"] % config["num_heads"] or config["hidden_size"] % 2:
-        raise UserError(f"{path}: 'hidden_size' {config['hidden_size']} must be even and a multiple of num_heads")
-    return config
-
-
-def check_fits(model_cfg, data_cfg, mask_cfg=None):
-    """Raise UserError unless the encoder's configuration fits the data set's (and the masks fit its windows)."""
-    for key, of_data in (("feature_num", "dimension"), ("seq_len", "seq_len")):
-        if model_cfg[key] != data_cfg.get(of_data):
-            raise UserError(
-                f"config/pretrain_model.json: {key!r} is {model_cfg[key]}, but dataset/data_config.json's "
-                f"{of_data!r} is {data_cfg.get(of_data)}; choose another -mv or -dv"
-            )
-    if mask_cfg and round(mask_cfg["mask_ratio"] * model_cfg["seq_len"]) >= model_cfg["seq_len"]:
-        raise UserError("config/mask.json: 'mask_ratio' leaves no step unmasked; lower it")
-
-
 # ---------------------------------------------------------------------------------------------- artefacts' paths
 
 
@@ -420,6 +225,14 @@ def loss_weights(train_cfg):
 # ---------------------------------------------------------------------------------------------- windows
 
 
+def find_config(path):
+    """`path` from the current folder, else from the folder of the scripts. Raises UserError if it is in neither."""
+    for candidate in (Path(path), HERE / path):
+        if os.path.isfile(candidate):
+            return candidate
+    raise UserError(f"{path} is missing: give the path of an existing file, or run from the project's folder")
+
+
 def dataset_config(dataset, version):
     """The data set's entry in dataset/data_config.json. Raises UserError that lists those there."""
     from artefacts import read_json
@@ -435,6 +248,8 @@ def dataset_config(dataset, version):
 
 def label_names(config, index, where="dataset/data_config.json"):
     """What label column `index` is, and the names of its ids: ("activity", ["walking", ...])."""
+    from configs import whole
+
     columns = {config[key]: key.removesuffix("_label_index")
                for key in config if key.endswith("_label_index") and isinstance(config[key], int)}  # fmt: skip
     columns.pop(-1, None)
@@ -443,7 +258,7 @@ def label_names(config, index, where="dataset/data_config.json"):
         raise UserError(f"-l {index}: {where} describes no such label column; columns: {there}")
     name = columns[index]
     size, names = config.get(f"{name}_label_size"), config.get(f"{name}_label")
-    if not _whole(1, 10000)[0](size) or not isinstance(names, list | None) or (names and len(names) != size):
+    if not whole(1, 10000)[0](size) or not isinstance(names, list | None) or (names and len(names) != size):
         raise UserError(f"{where}: {name}_label_size must be the number of ids, and {name}_label name each of them")
     return name, [str(n) for n in names] if names else [f"{name} {i}" for i in range(size)]
 

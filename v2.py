@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 import artefacts
 import calibration
+import configs
 import utils
 from augment import make_generator
 from invariants import represent
@@ -109,13 +110,13 @@ def pretrain_round(masked, projection, optimizer, windows, odds, cfg, weights, g
 
 def pretrain(args):
     """pretrain.py -mv v2: writes the same files as v1; without steps the encoder as it was initialised."""
-    cfg, model_cfg = utils.read_train_config(args), utils.read_encoder_config(args.model_version)
+    cfg, model_cfg = configs.read_train_config(args), configs.read_encoder_config(args.model_version)
     device, seed = utils.pick_device(args.gpu), cfg["seed"]
     refuse_flags(args)
     if utils.process_count() > 1:
         raise UserError(f"-mv {args.model_version} trains in one process: leave torchrun out")
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
-    utils.check_fits(model_cfg, data_cfg)
+    configs.check_fits(model_cfg, data_cfg)
     data_path = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
     train = utils.split_windows(len(data), 1, seed, cfg["split_by"])[0]
     windows = torch.tensor(np.asarray(data, dtype=np.float32)[train], device=device)
@@ -177,7 +178,7 @@ def pretrain(args):
 
 def load_pretrained(args, model_cfg):
     """The masked model that stages 2a and 2b start from: (Masked, its path, its JSON's configuration)."""
-    cfg = utils.read_config("config/pretrain.json", utils.PRETRAIN_KEYS, utils.DEAD_KEYS)
+    cfg = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS)
     stem = utils.pretrain_stem(args, utils.pretrained_name(args))
     path = f"{stem}_masked_{utils.loss_weights(cfg)}.pt"
     again = f"python pretrain.py -mv {args.model_version} -d {args.dataset} -s {stem.name}"
@@ -218,10 +219,10 @@ def embed(args):
 
     Stage 2b does not read it: it trains the encoder too, on windows that are augmented anew each time.
     """
-    model_cfg, device = utils.read_encoder_config(args.model_version), utils.pick_device(args.gpu)
+    model_cfg, device = configs.read_encoder_config(args.model_version), utils.pick_device(args.gpu)
     refuse_flags(args)
     data, labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
-    utils.check_fits(model_cfg, data_cfg)
+    configs.check_fits(model_cfg, data_cfg)
     model, checkpoint, pretrained = load_pretrained(args, model_cfg)
     windows = torch.tensor(np.asarray(data, dtype=np.float32))
     paths = utils.embedding_paths(args)
@@ -323,15 +324,15 @@ def validate(network, x, labels, members):
 
 def train(args):
     """classifier.py -mv v2: encoder and classifier together, on the same labelled windows as v1 picks."""
-    cfg, train_cfg = utils.read_classifier_config(args.model_version), utils.read_train_config(args)
-    model_cfg = utils.read_encoder_config(args.model_version)
+    cfg, train_cfg = configs.read_classifier_config(args.model_version), configs.read_train_config(args)
+    model_cfg = configs.read_encoder_config(args.model_version)
     if args.deterministic:
         utils.set_deterministic()
     device = utils.pick_device(args.gpu)
     refuse_flags(args)
     seed, rate = train_cfg["seed"], 0.1 if args.label_rate is None else args.label_rate
     data, raw_labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
-    utils.check_fits(model_cfg, data_cfg)
+    configs.check_fits(model_cfg, data_cfg)
     names = utils.label_names(data_cfg, args.label_index)[1]
     files = [f"dataset/{args.dataset}/{kind}_{args.dataset_version}.npy" for kind in ("data", "label")]
     ids = utils.window_labels(raw_labels, args.label_index, names, files[1])

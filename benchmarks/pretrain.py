@@ -127,15 +127,15 @@ def make_step(device, step_losses, both, windows, graph):
     """A function that trains one step on `windows` views, as pretrain.py does it."""
     import torch
 
+    import configs
     import fast
     import pretrain
-    import utils
     from augment import make_generator, two_views
     from batches import InMemory, draw_epoch
     from models import Contrastive, MaskedModel
 
-    mask_cfg = utils.read_config("config/mask.json", utils.MASK_KEYS)
-    model_cfg = utils.read_encoder_config("v1")
+    mask_cfg = configs.read_config("config/mask.json", configs.MASK_KEYS)
+    model_cfg = configs.read_encoder_config("v1")
     torch.manual_seed(0)
     model, head = MaskedModel(model_cfg).to(device).train(), Contrastive(model_cfg["hidden"]).to(device).train()
     parameters = [*model.parameters(), *head.parameters()]
@@ -157,11 +157,11 @@ def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
     """One row a half and precision: milliseconds a step on the plain and the fast path, their ratio, limits."""
     import torch
 
+    import configs
     import fast
-    import utils
     from models import losses as plain_losses
 
-    model_cfg = utils.read_encoder_config("v1")
+    model_cfg = configs.read_encoder_config("v1")
     a = torch.randn(4096, 4096, device=device)
     rows = []
     for precision in precisions:
@@ -202,13 +202,13 @@ def measure_stages(device, windows):
     """Windows a second of the encoder (before any file is written) and of encoder and classifier together."""
     import torch
 
+    import configs
     import cross_dataset_test
-    import utils
     from models import Classifier, MaskedModel, encode
 
     torch.set_float32_matmul_precision("highest")  # as in the scripts
-    model = MaskedModel(utils.read_encoder_config("v1")).to(device)
-    classifier = Classifier(utils.read_classifier_config("v1"), 4).to(device)
+    model = MaskedModel(configs.read_encoder_config("v1")).to(device)
+    classifier = Classifier(configs.read_classifier_config("v1"), 4).to(device)
     cpu_windows = windows.cpu()
 
     def embed():
@@ -233,11 +233,11 @@ def measure_classifier(device, rows, rounds, precision="fp32", epochs=100, rate=
     import torch
 
     import classifier
-    import utils
+    import configs
     from augment import make_generator
     from models import Classifier
 
-    model = Classifier(utils.read_classifier_config("v1"), 4).to(device)
+    model = Classifier(configs.read_classifier_config("v1"), 4).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     generator, dtype = make_generator(device, 0), classifier.settle_precision(precision, device)
     B = 128

@@ -46,6 +46,7 @@ def main(args):
     import torch
 
     import artefacts
+    import configs
     import fast
     import utils
     from benchmarks.pretrain import load_copies, make_step, timed
@@ -55,7 +56,7 @@ def main(args):
     device = utils.pick_device(None)
     windows = load_copies(args, device)
     windows = windows[: int(0.8 * len(windows))]  # the training part
-    step_losses = fast.losses_for(utils.read_encoder_config("v1"), device, args.precision)
+    step_losses = fast.losses_for(configs.read_encoder_config("v1"), device, args.precision)
     result = {"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "precision": args.precision}
     for both, half in ((False, "masked"), (True, "masked + contrastive")):
         step = make_step(device, step_losses, both, windows, True)

@@ -5,7 +5,7 @@ import ast
 import pytest
 from conftest import ROOT
 
-import utils
+import configs
 
 SOURCES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "dataset").glob("*.py"))]
 TEXT = {path: path.read_text(encoding="utf-8") for path in SOURCES}
@@ -33,7 +33,7 @@ def test_no_call_runs_code_from_a_file_or_a_shell(path):
 
 
 @pytest.mark.parametrize(
-    "keys", [utils.PRETRAIN_KEYS, utils.MASK_KEYS, utils.ENCODER_KEYS, utils.CLASSIFIER_KEYS],
+    "keys", [configs.PRETRAIN_KEYS, configs.MASK_KEYS, configs.ENCODER_KEYS, configs.CLASSIFIER_KEYS],
     ids=["pretrain", "mask", "encoder", "classifier"],
 )  # fmt: skip
 def test_every_configuration_key_is_read_by_something(keys):

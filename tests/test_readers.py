@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import artefacts
+import configs
 import resume
 import utils
 from metrics import scores
@@ -34,8 +35,8 @@ json_values = st.recursive(
     max_leaves=8,
 )
 CONFIGS = [
-    (utils.PRETRAIN_KEYS, PRETRAIN), (utils.TRAIN_KEYS, TRAIN), (utils.MASK_KEYS, MASK),
-    (utils.ENCODER_KEYS, ENCODER), (utils.CLASSIFIER_KEYS, CLASSIFIER),
+    (configs.PRETRAIN_KEYS, PRETRAIN), (configs.TRAIN_KEYS, TRAIN), (configs.MASK_KEYS, MASK),
+    (configs.ENCODER_KEYS, ENCODER), (configs.CLASSIFIER_KEYS, CLASSIFIER),
 ]  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def result_or_mistake(reader, *args, naming=""):
 def test_any_file_is_a_configuration_or_a_mistake_that_names_it(tmp_path, content, keys):
     path = tmp_path / "config.json"
     path.write_bytes(content)
-    config = result_or_mistake(utils.read_config, str(path), keys[0], naming="config.json")
+    config = result_or_mistake(configs.read_config, str(path), keys[0], naming="config.json")
     assert config is None or config.keys() == keys[0].keys()
 
 
@@ -73,7 +74,7 @@ def test_a_configuration_with_one_value_replaced_is_valid_or_a_mistake_that_name
     key, value = data.draw(st.sampled_from(sorted(known))), data.draw(json_values)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(valid | {key: value}))
-    config = result_or_mistake(utils.read_config, str(path), known, naming=repr(key))
+    config = result_or_mistake(configs.read_config, str(path), known, naming=repr(key))
     if config is not None:
         assert known[key][0][0](value) and config[key] == value
         for number in config.values():
@@ -86,9 +87,9 @@ def test_an_unknown_key_is_named_and_a_dead_one_warned_of(tmp_path, capsys, key,
     assume(key not in known)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(valid | {key: 1}))
-    assert result_or_mistake(utils.read_config, str(path), known, naming="unknown key") is None
+    assert result_or_mistake(configs.read_config, str(path), known, naming="unknown key") is None
     capsys.readouterr()
-    config = utils.read_config(str(path), known, dead=(key,))
+    config = configs.read_config(str(path), known, dead=(key,))
     assert key not in config and capsys.readouterr().err.count("warning: ") == 1
 
 
@@ -98,8 +99,8 @@ def test_leaving_keys_out_takes_their_defaults_or_names_the_first_that_has_none(
     left = data.draw(st.sets(st.sampled_from(sorted(known))))
     path = tmp_path / "config.json"
     path.write_text(json.dumps({key: value for key, value in valid.items() if key not in left}))
-    required = [key for key in known if known[key][1] is utils.REQUIRED and key in left]
-    config = result_or_mistake(utils.read_config, str(path), known, naming=repr(required[0]) if required else "")
+    required = [key for key in known if known[key][1] is configs.REQUIRED and key in left]
+    config = result_or_mistake(configs.read_config, str(path), known, naming=repr(required[0]) if required else "")
     assert (config is None) == bool(required)
     if config is not None:
         assert all(config[key] == known[key][1] for key in left)

@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT, make_windows
 
 import config_v2
+import configs
 import invariants
 import physics
 import reproduce
@@ -341,7 +342,7 @@ def test_every_class_is_drawn_equally_often_unless_told_otherwise():
 
 
 def test_the_running_mean_follows_the_weights(v2_project):
-    cfg, model_cfg = utils.read_classifier_config("v2"), utils.read_encoder_config("v2")
+    cfg, model_cfg = configs.read_classifier_config("v2"), configs.read_encoder_config("v2")
     network, mean = v2.Network(model_cfg, cfg, 4), v2.Network(model_cfg, cfg, 4)
     mean.load_state_dict(network.state_dict())
     weight = lambda module: module.head.conv.weight.detach().clone()  # noqa: E731
@@ -353,7 +354,7 @@ def test_the_running_mean_follows_the_weights(v2_project):
 
 
 def test_members_are_independent_networks(v2_project):
-    cfg, model_cfg = utils.read_classifier_config("v2"), utils.read_encoder_config("v2")
+    cfg, model_cfg = configs.read_classifier_config("v2"), configs.read_encoder_config("v2")
     network = v2.Network(model_cfg, cfg, 4)
     x = torch.randn(3, 2, 21, 80, generator=generator(), requires_grad=True)
     network.eval()(x)[:, 0].sum().backward()
@@ -361,7 +362,7 @@ def test_members_are_independent_networks(v2_project):
 
 
 def test_predictions_do_not_depend_on_how_the_target_holds_its_device(v2_project):
-    cfg, model_cfg = utils.read_classifier_config("v2"), utils.read_encoder_config("v2")
+    cfg, model_cfg = configs.read_classifier_config("v2"), configs.read_encoder_config("v2")
     torch.manual_seed(0)
     network, x = v2.Network(model_cfg, cfg, 4), walks()
     assert torch.allclose(v2.predict(network, turned(x, generator(4)), cfg, model_cfg),
@@ -426,12 +427,12 @@ def test_copies_are_refused(v2_project):
 
 def test_every_key_of_version_v2_is_read_by_something():
     text = "".join(
-        (ROOT / name).read_text() for name in ("v2.py", "models_v2.py", "config_v2.py", "physics.py", "utils.py")
+        (ROOT / name).read_text() for name in ("v2.py", "models_v2.py", "config_v2.py", "physics.py", "configs.py")
     )
     for key in [*config_v2.ENCODER_KEYS, *config_v2.CLASSIFIER_KEYS, *physics.KEYS]:
         if key != "method":
             assert f'["{key}"]' in text or f'between("{key}")' in text or f'happens("{key}")' in text or key in (
-                "feature_num", "seq_len"), key  # fmt: skip # read by utils.check_fits, by name
+                "feature_num", "seq_len"), key  # fmt: skip # read by configs.check_fits, by name
 
 
 def test_the_projects_own_configuration_stays_within_its_limits(monkeypatch):
@@ -439,16 +440,16 @@ def test_the_projects_own_configuration_stays_within_its_limits(monkeypatch):
     monkeypatch.chdir(ROOT)
     for name, entry in json.loads((ROOT / "config/variants.json").read_text()).items():
         version = entry.get("model_version", "v1")
-        utils.read_encoder_config(version), utils.read_classifier_config(version)
+        configs.read_encoder_config(version), configs.read_classifier_config(version)
         assert version == "v1" or version == name
     for name in PHYSICS:
         config_v2.read_physics(name)
     from models import Classifier, Contrastive, MaskedModel
 
     sizes = lambda *parts: sum(p.numel() for part in parts for p in part.parameters())  # noqa: E731
-    cfg, model_cfg = utils.read_classifier_config("v2"), utils.read_encoder_config("v2")
-    first = utils.read_encoder_config("v1")
-    v1 = sizes(MaskedModel(first), Contrastive(first["hidden"]), Classifier(utils.read_classifier_config("v1"), 4))
+    cfg, model_cfg = configs.read_classifier_config("v2"), configs.read_encoder_config("v2")
+    first = configs.read_encoder_config("v1")
+    v1 = sizes(MaskedModel(first), Contrastive(first["hidden"]), Classifier(configs.read_classifier_config("v1"), 4))
     assert sizes(v2.Masked(model_cfg), v2.Projection(model_cfg), v2.Network(model_cfg, cfg, 4)) < 3 * v1
     assert model_cfg["channels"] == list(invariants.CHANNELS)
 
