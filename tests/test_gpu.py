@@ -81,13 +81,14 @@ def test_windows_filled_with_random_values(both):
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
-@pytest.mark.parametrize("cfg, B", [(ENCODER, 256), (ODD, 33)], ids=["real", "odd sizes"])
-def test_tf32_and_bfloat16_are_close(cfg, B, both):
+@pytest.mark.parametrize("cfg, B, times", [(ENCODER, 256, 1), (ODD, 33, 2)], ids=["real", "odd sizes"])
+def test_tf32_and_bfloat16_are_close(cfg, B, times, both):
+    """Of few windows the rounding errors average out less: `times` as much is allowed."""
     plain = run(losses, cfg, B, both)
     torch.set_float32_matmul_precision("high")
-    assert_same(run(gpu.losses, cfg, B, both), plain, 1e-2, 1e-3)
+    assert_same(run(gpu.losses, cfg, B, both), plain, times * 1e-2, times * 1e-3)
     ours = run(functools.partial(gpu.losses, dtype=torch.bfloat16), cfg, B, both)
-    assert_same(ours, plain, 5e-2, 5e-3)
+    assert_same(ours, plain, times * 5e-2, times * 5e-3)
     assert all(gradient.dtype == torch.float32 for gradient in ours[1].values())
 
 
