@@ -150,7 +150,7 @@ def embed_forward(x, weight, bias, gamma, beta, position, out, norm, T, C: tl.co
     rows = tl.minimum(steps, T - 1)
     window = tl.program_id(0).to(tl.int64) * T
     g, b = tl.load(gamma + cols, cols < D, 0.0)[None, :], tl.load(beta + cols, cols < D, 0.0)[None, :]
-    y = tl.where(inside, linear(x + window * C, weight, bias, rows, cols, C, D, False), 0.0)
+    y = linear(x + window * C, weight, bias, rows, cols, C, D, False)
     y = standardise(y, inside, D, EPS)[0] * g + b
     y += tl.load(position + steps[:, None] * D + cols[None, :], inside, 0.0)
     unit, scale, mean = standardise(y, inside, D, EPS)
