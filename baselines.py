@@ -120,12 +120,12 @@ def model_config(args):
 
 def training(args):
     """All that the result depends on beside the data, for the row's config_hash."""
-    entry = utils.dataset_config(args.dataset, args.dataset_version)
+    entry = configs.dataset_config(args.dataset, args.dataset_version)
     return {
         "baseline": args.baseline, "dataset": args.dataset, "dataset_version": args.dataset_version,
         "label_index": args.label_index, "label_rate": 0.1 if args.label_rate is None else args.label_rate,
         "augment_method": args.augument_method or "channel_aug", "train": configs.read_train_config(args),
-        "model": model_config(args), "classes": utils.label_names(entry, args.label_index)[1],
+        "model": model_config(args), "classes": configs.label_names(entry, args.label_index)[1],
     }  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def stem_path(args, ending):
 def labelled_windows(dataset, version, label_index):
     """A data set's windows (N, T, C), one id per window (-1 where it changes within), the classes' names."""
     data, labels, entry = utils.load_windows(dataset, version)
-    column, names = utils.label_names(entry, label_index)
+    column, names = configs.label_names(entry, label_index)
     ids = utils.window_labels(labels, label_index, names, f"dataset/{dataset}/label_{version}.npy")
     return torch.tensor(np.asarray(data, dtype=np.float32)), ids, (column, names)
 
@@ -194,9 +194,9 @@ def build(args, config):
     """The network of -b, untrained."""
     classes = len(config["classes"])
     if args.baseline == "cnn":
-        entry = utils.dataset_config(args.dataset, args.dataset_version)
+        entry = configs.dataset_config(args.dataset, args.dataset_version)
         return CNN(entry["dimension"], classes, config["model"]["kernel"], config["model"]["dropout"])
-    configs.check_fits(config["model"]["encoder"], utils.dataset_config(args.dataset, args.dataset_version))
+    configs.check_fits(config["model"]["encoder"], configs.dataset_config(args.dataset, args.dataset_version))
     return EndToEnd(config["model"]["encoder"], config["model"]["classifier"], classes)
 
 

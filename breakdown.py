@@ -12,6 +12,7 @@ Nothing is written. Seconds.
 
 import sys
 
+import configs
 import utils
 from utils import Parser, UserError, a_name, a_number, run
 
@@ -50,14 +51,14 @@ def read(path, ids):
 
 
 def main(args):
-    entry = utils.dataset_config(args.target_dataset, args.dataset_version)
+    entry = configs.dataset_config(args.target_dataset, args.dataset_version)
     columns = [key.removesuffix("_label_index") for key, i in entry.items() if key.endswith("_label_index") and i != -1]
     if args.by not in columns:
         raise UserError(f"--by {args.by}: {args.target_dataset} has the columns {', '.join(columns)}")
     column = entry[f"{args.by}_label_index"]
     _, labels, _ = utils.load_windows(args.target_dataset, args.dataset_version)
     path = f"dataset/{args.target_dataset}/label_{args.dataset_version}.npy"
-    names, groups = (utils.label_names(entry, i)[1] for i in (args.label_index, column))
+    names, groups = (configs.label_names(entry, i)[1] for i in (args.label_index, column))
     ids, of = (
         utils.window_labels(labels, args.label_index, names, path),
         utils.window_labels(labels, column, groups, path),

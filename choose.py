@@ -131,7 +131,7 @@ def main(args):
     path = f"dataset/{args.dataset}/label_{args.dataset_version}.npy"
     if not isinstance(entry.get("user_label_index"), int) or entry["user_label_index"] < 0:
         raise UserError(f"{args.dataset} has no column `user` in dataset/data_config.json; nobody can be held out")
-    names = utils.label_names(entry, 0)[1]
+    names = configs.label_names(entry, 0)[1]
     ids = utils.window_labels(labels, 0, names, path)
     users = np.asarray(labels[:, 0, entry["user_label_index"]])
     if len(np.unique(users)) < 2:

@@ -70,8 +70,8 @@ def load_embedding(args):
     if len(embed) == 0 or len(embed) % copies:
         raise UserError(f"{embed_path} holds {len(embed)} rows, no multiple of {copies} copies; "
                         "was it made with another -am?")  # fmt: skip
-    data_cfg = utils.dataset_config(args.dataset, args.dataset_version)
-    _, names = utils.label_names(data_cfg, args.label_index)
+    data_cfg = configs.dataset_config(args.dataset, args.dataset_version)
+    _, names = configs.label_names(data_cfg, args.label_index)
     ids = utils.window_labels(labels, args.label_index, names, label_path)
     return embed_path, label_path, embed.shape, copies, method, ids, names, record
 

@@ -5,10 +5,10 @@ transformer_v2: training of the classifier; config/physics.json: the augmentatio
 entry that says "like" another one gives only what differs, so that an ablation is one line.
 """
 
-from configs import REQUIRED, choice, flag, inherited, read_config, real, whole
+from configs import REQUIRED, choice, find_config, flag, inherited, read_config, real, whole
 from invariants import SETS
 from physics import KEYS
-from utils import UserError, find_config
+from utils import UserError
 
 METHOD = (choice("v2"), REQUIRED)
 

@@ -1,14 +1,17 @@
-"""Configurations: which keys each file may hold, and reading one with every key checked.
+"""Configurations: which keys each file may hold, and reading one with every key checked; the data sets' entries.
 
 Version v2 has its own keys in config_v2.py. Nothing here imports torch.
 """
 
 import difflib
 import json
+import os
+from pathlib import Path
 
 from artefacts import read_json
-from utils import UserError, find_config, warn
+from utils import UserError, warn
 
+HERE = Path(__file__).resolve().parent
 REQUIRED = object()
 
 
@@ -79,6 +82,14 @@ CLASSIFIER_KEYS = {
 V2_TRAIN_KEYS = ("seed", "split_by", "total_steps", "lambda1", "lambda2")  # what -mv v2 reads of them
 DEAD_KEYS = ("warmup", "save_steps", "batch_size_finetune")  # in the released configs, without effect there
 DEAD_CLASSIFIER_KEYS = (*DEAD_KEYS, "lambda1", "lambda2", "n_epochs_cl")
+
+
+def find_config(path):
+    """`path` from the current folder, else from the folder of the scripts. Raises UserError if it is in neither."""
+    for candidate in (Path(path), HERE / path):
+        if os.path.isfile(candidate):
+            return candidate
+    raise UserError(f"{path} is missing: give the path of an existing file, or run from the project's folder")
 
 
 def inherited(entries, name, path):
@@ -176,6 +187,32 @@ def read_classifier_config(version):
     if config["hidden_size"] % config["num_heads"] or config["hidden_size"] % 2:
         raise UserError(f"{path}: 'hidden_size' {config['hidden_size']} must be even and a multiple of num_heads")
     return config
+
+
+def dataset_config(dataset, version):
+    """The data set's entry in dataset/data_config.json. Raises UserError that lists those there."""
+    path = "dataset/data_config.json"
+    entries = read_json(find_config(path), "the data sets' configuration")
+    key = f"{dataset}_{version}"
+    if not isinstance(entries, dict) or not isinstance(entries.get(key), dict):
+        there = ", ".join(entries) if isinstance(entries, dict) else "none"
+        raise UserError(f"{path} has no entry {key!r} (there: {there}); check -d, -td and -dv")
+    return entries[key]
+
+
+def label_names(config, index, where="dataset/data_config.json"):
+    """What label column `index` is, and the names of its ids: ("activity", ["walking", ...])."""
+    columns = {config[key]: key.removesuffix("_label_index")
+               for key in config if key.endswith("_label_index") and isinstance(config[key], int)}  # fmt: skip
+    columns.pop(-1, None)
+    if index not in columns:
+        there = ", ".join(f"{i} ({name})" for i, name in sorted(columns.items()))
+        raise UserError(f"-l {index}: {where} describes no such label column; columns: {there}")
+    name = columns[index]
+    size, names = config.get(f"{name}_label_size"), config.get(f"{name}_label")
+    if not whole(1, 10000)[0](size) or not isinstance(names, list | None) or (names and len(names) != size):
+        raise UserError(f"{where}: {name}_label_size must be the number of ids, and {name}_label name each of them")
+    return name, [str(n) for n in names] if names else [f"{name} {i}" for i in range(size)]
 
 
 def check_fits(model_cfg, data_cfg, mask_cfg=None):

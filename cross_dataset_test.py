@@ -112,11 +112,11 @@ def main(args):
     model_cfg, classifier_cfg = (
         configs.read_encoder_config(args.model_version), configs.read_classifier_config(args.model_version)
     )  # fmt: skip
-    source_cfg = utils.dataset_config(args.dataset, args.dataset_version)
-    column, names = utils.label_names(source_cfg, args.label_index)
+    source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
+    column, names = configs.label_names(source_cfg, args.label_index)
     data, labels, target_cfg = utils.load_windows(args.target_dataset, args.dataset_version)
     configs.check_fits(model_cfg, target_cfg)
-    target_column, target_names = utils.label_names(target_cfg, args.label_index)
+    target_column, target_names = configs.label_names(target_cfg, args.label_index)
     if (target_column, target_names) != (column, names):
         raise UserError(
             f"-l {args.label_index} is {column} ({', '.join(names)}) in {args.dataset}, but {target_column} "

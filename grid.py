@@ -71,7 +71,7 @@ class Command(NamedTuple):
 
 def read_variants(path="config/variants.json"):
     """The variants by name, in the file's order, each with all its keys. Raises UserError for a malformed file."""
-    entries = artefacts.read_json(utils.find_config(path), "the variants' configuration")
+    entries = artefacts.read_json(configs.find_config(path), "the variants' configuration")
     words = ("never", "half", "always")
     defaults = {"title": "", "contrastive": "half", "pretrain": {}, "classifier": {}, "augment": None, "baseline": None,
                 "model_version": "v1"}  # fmt: skip
@@ -87,7 +87,7 @@ def read_variants(path="config/variants.json"):
 
 def prepared(version):
     """The data sets whose windows are here, in the order of data_config.json, those of the simulated pair left out."""
-    entries = artefacts.read_json(utils.find_config("dataset/data_config.json"), "the data sets' configuration")
+    entries = artefacts.read_json(configs.find_config("dataset/data_config.json"), "the data sets' configuration")
     names = [key.removesuffix(f"_{version}") for key in entries if key.endswith(f"_{version}")]
     here = [n for n in names if all(Path(f"dataset/{n}/{k}_{version}.npy").is_file() for k in ("data", "label"))]
     return [name for name in here if name not in ("uci20", "sim")]
@@ -123,7 +123,7 @@ class Grid:
 
     def label(self, dataset):
         """A data set's name for tables and figures, which says so where its windows are simulated."""
-        simulated = utils.dataset_config(dataset, self.version).get("simulated")
+        simulated = configs.dataset_config(dataset, self.version).get("simulated")
         return dataset + (" (simulated)" if simulated else "")
 
     def pair(self, source, target):
@@ -251,7 +251,7 @@ class Grid:
     # --------------------------------------------------------------- what the commands will write, and its hash
 
     def _classes(self, source):
-        return utils.label_names(utils.dataset_config(source, self.version), self.label_index)[1]
+        return configs.label_names(configs.dataset_config(source, self.version), self.label_index)[1]
 
     def _pretrain_config(self, job):
         """What pretrain.py will record as its configuration, as far as its result depends on it."""

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import artefacts
+import configs
 import utils
 from figures import COLOURS, cells_of, save
 from models import DEAD_MASKED, MaskedModel, encode
@@ -14,7 +15,7 @@ EACH = 500  # windows of a data set
 def window_means(model, dataset, version, index, rng):
     """Up to EACH windows of a data set, drawn by `rng`: (means over time of their representations (n, D), ids)."""
     data, labels, entry = utils.load_windows(dataset, version)
-    names = utils.label_names(entry, index)[1]
+    names = configs.label_names(entry, index)[1]
     ids = utils.window_labels(labels, index, names, f"dataset/{dataset}/label_{version}.npy")
     rows = np.flatnonzero(ids >= 0)
     rows = np.sort(rng.choice(rows, min(EACH, len(rows)), replace=False))

@@ -18,7 +18,7 @@ removed when its classifiers are trained.
 import sys
 from pathlib import Path
 
-import utils
+import configs
 from utils import Parser, UserError, a_device, a_name, a_number, run
 
 
@@ -85,7 +85,7 @@ def make_grid(args):
     here = prepared(args.dataset_version)
     sources, targets = args.sources or here, args.targets or here
     for name in dict.fromkeys([*sources, *targets]):
-        utils.dataset_config(name, args.dataset_version)
+        configs.dataset_config(name, args.dataset_version)
         if not Path(f"dataset/{name}/data_{args.dataset_version}.npy").is_file():
             raise UserError(f"dataset/{name}: no windows here; make them with: python dataset/prepare.py -d {name}")
     if not any(s != t for s in sources for t in targets):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 import artefacts
+import configs
 import ledger
-import utils
 from grid import RATE
 from metrics import spread
 from utils import UserError
@@ -102,7 +102,7 @@ class Results:
 def read_published(path=PUBLISHED):
     """{(variant, from, to): (text, source)}. Raises UserError for a figure that has no source."""
     published = {}
-    with open(utils.find_config(path), newline="", encoding="utf-8") as handle:
+    with open(configs.find_config(path), newline="", encoding="utf-8") as handle:
         for number, row in enumerate(csv.DictReader(handle), 2):
             figures = [row.get(metric) or "" for metric in METRICS]
             if not any(figures):

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
 AUGMENTATIONS = ("channel_aug", "rotation_random", "jitter", "scaling", "permutation", "none")
 COPIES = 6  # every augmentation but `none` turns N windows into 6N
 
@@ -225,50 +224,13 @@ def loss_weights(train_cfg):
 # ---------------------------------------------------------------------------------------------- windows
 
 
-def find_config(path):
-    """`path` from the current folder, else from the folder of the scripts. Raises UserError if it is in neither."""
-    for candidate in (Path(path), HERE / path):
-        if os.path.isfile(candidate):
-            return candidate
-    raise UserError(f"{path} is missing: give the path of an existing file, or run from the project's folder")
-
-
-def dataset_config(dataset, version):
-    """The data set's entry in dataset/data_config.json. Raises UserError that lists those there."""
-    from artefacts import read_json
-
-    path = "dataset/data_config.json"
-    entries = read_json(find_config(path), "the data sets' configuration")
-    key = f"{dataset}_{version}"
-    if not isinstance(entries, dict) or not isinstance(entries.get(key), dict):
-        there = ", ".join(entries) if isinstance(entries, dict) else "none"
-        raise UserError(f"{path} has no entry {key!r} (there: {there}); check -d, -td and -dv")
-    return entries[key]
-
-
-def label_names(config, index, where="dataset/data_config.json"):
-    """What label column `index` is, and the names of its ids: ("activity", ["walking", ...])."""
-    from configs import whole
-
-    columns = {config[key]: key.removesuffix("_label_index")
-               for key in config if key.endswith("_label_index") and isinstance(config[key], int)}  # fmt: skip
-    columns.pop(-1, None)
-    if index not in columns:
-        there = ", ".join(f"{i} ({name})" for i, name in sorted(columns.items()))
-        raise UserError(f"-l {index}: {where} describes no such label column; columns: {there}")
-    name = columns[index]
-    size, names = config.get(f"{name}_label_size"), config.get(f"{name}_label")
-    if not whole(1, 10000)[0](size) or not isinstance(names, list | None) or (names and len(names) != size):
-        raise UserError(f"{where}: {name}_label_size must be the number of ids, and {name}_label name each of them")
-    return name, [str(n) for n in names] if names else [f"{name} {i}" for i in range(size)]
-
-
 def load_windows(dataset, version):
     """Open the windows of a data set: data (N, T, 6), memory-mapped; labels (N, T, K) numbers; its config entry.
 
     Raises UserError for whatever is missing or malformed: shapes, types, NaN, infinities, ids that don't fit.
     """
     from artefacts import fingerprint, load_npy, load_record
+    from configs import dataset_config
 
     config = dataset_config(dataset, version)
     folder = Path("dataset") / dataset

@@ -333,7 +333,7 @@ def train(args):
     seed, rate = train_cfg["seed"], 0.1 if args.label_rate is None else args.label_rate
     data, raw_labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(model_cfg, data_cfg)
-    names = utils.label_names(data_cfg, args.label_index)[1]
+    names = configs.label_names(data_cfg, args.label_index)[1]
     files = [f"dataset/{args.dataset}/{kind}_{args.dataset_version}.npy" for kind in ("data", "label")]
     ids = utils.window_labels(raw_labels, args.label_index, names, files[1])
     rows = [part[ids[part] >= 0] for part in utils.split_windows(len(data), 1, seed, train_cfg["split_by"])]

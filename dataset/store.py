@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from artefacts import atomic, fingerprint, read_json, save_json, save_npy
+from configs import find_config
 from dataset.windows import CLASSES, VERSION, config_entry, label_array
-from utils import UserError, find_config
+from utils import UserError
 
 CONFIG = Path("dataset") / "data_config.json"
 

@@ -112,7 +112,7 @@ def test_leaving_keys_out_takes_their_defaults_or_names_the_first_that_has_none(
 )
 def test_any_data_set_entry_has_label_names_or_is_a_mistake(entry, index):
     for config in (entry, DATASET | entry):
-        found = result_or_mistake(utils.label_names, config, index, naming="dataset/data_config.json")
+        found = result_or_mistake(configs.label_names, config, index, naming="dataset/data_config.json")
         if found is not None:
             name, names = found
             assert isinstance(name, str) and names and all(isinstance(n, str) for n in names)
