@@ -18,4 +18,4 @@ test: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build saved/* embed/* results dataset/*/
+	rm -rf .venv saved/* embed/* results dataset/*/

@@ -3,13 +3,12 @@
 Beside the shortcuts of fast.py, which also explains them: everything that depends on the weights alone is folded
 together once a step (encoder_weights, token_weights), a chunk of windows goes through all operations before the next
 one does, attention keeps its features before its time steps, the order in which heads need no copy and a product with
-heads of 18 features fills the vector registers, and softmax is left with one pass over the scores. Where GCC is found,
-all of the encoder but its products is made by cpu_kernels.c instead (native.py; `built` says so here).
-tests/test_cpu.py and tests/test_native.py hold it against the plain functions.
+heads of 18 features fills the vector registers, and softmax is left with one pass over the scores. tests/test_cpu.py
+holds it against the plain functions.
 
 With `dtype` bfloat16, on a CPU with AMX, what has many rows is made in it: the products of encoder and class token, and
 attention. LayerNorms, the folding of weights and the losses stay in float32: PyTorch's LayerNorm takes two to three
-times longer in bfloat16. cpu_kernels.c reads and writes it everywhere between the products, and calculates in float32.
+times longer in bfloat16.
 
 Axes as in models.py; N stands for B * H, a window's heads one after another.
 """
@@ -19,7 +18,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-import native
 from augment import hide, take_steps
 from models import merge_heads, nt_xent, split_heads
 from utils import UserError
@@ -55,31 +53,27 @@ class EncoderWeights(NamedTuple):
     """The encoder's weights as its parts below use them."""
 
     before: tuple  # softmax; all_steps: q, k (D, D), v (H * V, D), biases (.., 1); chosen_steps: both in one, its bias;
-    # with `built`: all three in one (3D, D), its bias (3D,)
-    after: tuple  # it, to the first norm's input, with bias (D,): (D, D), of chosen_steps without `built` (D, H * D)
-    built: object = None  # native.library() for these sizes; without it:
-    form: torch.Tensor = None  # (C + 1, C + 1): the variance over a step's D features is x form x
-    lift: torch.Tensor = None  # (C + 1, D): channels and 1 to features of mean 0, gamma applied
-    position: torch.Tensor = None  # (T, D), beta added
+    after: tuple  # it, to the first norm's input, with bias (D,): (D, D), of chosen_steps (D, H * D)
+    form: torch.Tensor  # (C + 1, C + 1): the variance over a step's D features is x form x
+    lift: torch.Tensor  # (C + 1, D): channels and 1 to features of mean 0, gamma applied
+    position: torch.Tensor  # (T, D), beta added
 
 
-def encoder_weights(transformer, all_steps, dtype=None):
-    """Fold what depends on the weights alone, for `all_steps` or for the chosen ones; products made in `dtype`.
+def encoder_weights(transformer, all_steps):
+    """Fold what depends on the weights alone, for `all_steps` or for the chosen ones.
 
     The residual around a projection is one matrix, a + W a = (I + W) a, which is applied to the value's bias at once:
     the attention's weights add up to 1. The scale goes to the queries, and the key's bias adds the same to all of a
-    row's scores. Without `built`, for the few chosen steps a head's two matrices before softmax become one,
+    row's scores. For the few chosen steps a head's two matrices before softmax become one,
     q . k = h (W_q^T W_k) h, and so do the two after it: neither keys nor values are ever made. For the first LayerNorm
     see fast.embed.
     """
     embedding, attn, H = transformer.embed, transformer.attn, transformer.attn.H
-    norm, (D, C), T = embedding.norm, embedding.lin.weight.shape, len(embedding.pos_embed.weight)
+    norm, D = embedding.norm, len(embedding.lin.weight)
     q, b_q = (part * (D // H) ** -0.5 for part in (attn.proj_q.weight, attn.proj_q.bias))
     k, v = attn.proj_k.weight, attn.proj_v.weight
     residual = transformer.proj.weight + torch.eye(D, dtype=q.dtype)  # (D, D)
     bias = residual @ attn.proj_v.bias + transformer.proj.bias
-    if built := native.library(T, C, D, H, len(transformer.pwff.fc1.weight), dtype or q.dtype):
-        return EncoderWeights((torch.cat([q, k, v]), F.pad(b_q, (0, 2 * D))), (residual, bias), built)
     if all_steps:
         K = D // H
         v = F.pad(v.view(H, K, D), (0, 0, 0, ones(K)))  # (H, V, D)
@@ -94,7 +88,7 @@ def encoder_weights(transformer, all_steps, dtype=None):
     lift = torch.cat([embedding.lin.weight, embedding.lin.bias[:, None]], dim=1)  # (D, C + 1)
     lift = lift - lift.mean(0)
     form, position = lift.T @ lift / D, embedding.pos_embed.weight + norm.beta
-    return EncoderWeights(before, after, None, form, (norm.gamma[:, None] * lift).T, position)
+    return EncoderWeights(before, after, form, (norm.gamma[:, None] * lift).T, position)
 
 
 def ones(K):
@@ -103,12 +97,7 @@ def ones(K):
 
 
 def embed(transformer, weights, x):
-    """models.Embedding: (B, T, C) -> (B, T, D). In the type that is `built`, or in that of x and with one LayerNorm
-    fewer over D features (see fast.embed).
-    """
-    if weights.built:
-        lin, norm, position = transformer.embed.lin, transformer.embed.norm, transformer.embed.pos_embed.weight
-        return native.Embed.apply(x, lin.weight, lin.bias, norm.gamma, norm.beta, position, weights.built)
+    """models.Embedding: (B, T, C) -> (B, T, D), with one LayerNorm fewer over D features (see fast.embed)."""
     B = len(x)
     x = F.pad(x, (0, 1), value=1.0)
     x = x * torch.rsqrt(torch.linalg.vecdot(x @ weights.form, x) + 1e-12)[..., None]
@@ -127,16 +116,6 @@ def after_attention(transformer, h, dtype):
     fc1, fc2 = transformer.pwff.fc1, transformer.pwff.fc2
     inner = F.gelu(linear(h.to(dtype), fc1.weight, fc1.bias))
     return transformer.norm2(h + linear(inner, fc2.weight, fc2.bias).to(h.dtype))
-
-
-def block_end(transformer, weights, a):
-    """after_attention and the residual's product before it, with native.py: (B, M, D) in the type of a."""
-    (residual, bias), ff = weights.after, transformer.pwff
-    norm1, norm2 = transformer.norm1, transformer.norm2
-    W, W1, W2 = (part.to(a.dtype) for part in (residual, ff.fc1.weight, ff.fc2.weight))
-    h = native.Norm.apply(a @ W.T, None, bias, norm1.gamma, norm1.beta, weights.built)
-    inner = native.Gelu.apply(h @ W1.T, ff.fc1.bias, weights.built)
-    return native.Norm.apply(inner @ W2.T, h, ff.fc2.bias, norm2.gamma, norm2.beta, weights.built)
 
 
 class Attention(torch.autograd.Function):
@@ -206,10 +185,6 @@ def all_steps(transformer, weights, x, dtype=None):
     """models.Transformer: x (B, T, C) -> (B, T, D). The large products are made in `dtype` (that of x)."""
     dtype = dtype or x.dtype
     h = embed(transformer, weights, x)
-    if weights.built:
-        qkv = linear(h, *weights.before)  # (B, T, 3D)
-        a = native.Attention.apply(None, qkv, weights.built)
-        return block_end(transformer, weights, a)
     (B, T, D), H = h.shape, transformer.attn.H
     q, k, v, b_q, b_v = (part.to(dtype).expand(B, -1, -1) for part in weights.before)
     tokens = h.to(dtype).transpose(1, 2)  # (B, D, T)
@@ -226,8 +201,6 @@ def encoder(transformer):
     The fused attention needs its queries, keys and values step by step; they come from one product.
     """
     weights, H = encoder_weights(transformer, all_steps=True), transformer.attn.H
-    if weights.built:
-        return lambda x: all_steps(transformer, weights, x)
     q, k, _, b_q, _ = weights.before
     W, b = torch.cat([q, k, transformer.attn.proj_v.weight]), F.pad(b_q[:, 0], (0, 2 * len(q)))
 
@@ -245,11 +218,6 @@ def chosen_steps(transformer, weights, x, positions, dtype=None):
     dtype = dtype or x.dtype
     h = embed(transformer, weights, x).to(dtype)
     (B, M), D = positions.shape, h.shape[-1]
-    if weights.built:
-        W, b = weights.before
-        q, kv = linear(take_steps(h, positions), W[:D], b[:D]), h @ W[D:].T.to(h.dtype)
-        a = native.Attention.apply(q, kv, weights.built)
-        return block_end(transformer, weights, a)
     q = linear(take_steps(h, positions), *weights.before).view(B, -1, D)  # (B, M * H, D)
     a = SharedAttention.apply(q, h).view(B, M, -1)
     return after_attention(transformer, linear(a, *weights.after).to(x.dtype), dtype)
@@ -346,7 +314,7 @@ def losses(model, head, views, masks, keep, both, gather=lambda classes: classes
     """
     x = views.flatten(0, 1)  # (2B, T, C)
     hidden = hide(x, masks)
-    encoder, weights = model.transformer, encoder_weights(model.transformer, both, dtype)
+    encoder, weights = model.transformer, encoder_weights(model.transformer, both)
     token = token_weights(head) if both else None
     chosen, taken = [], []
     for part in chunks(len(x)):

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 import cpu
-import native
 from augment import hide, take_steps
 from models import losses as plain_losses
 from models import merge_heads, nt_xent, split_heads
@@ -57,11 +56,6 @@ def losses_for(model_cfg, device, precision, plain=False):
         if not plain:
             print("plain path: the shortcuts need an encoder of one pass (n_layers 1) with emb_norm")
         return plain_losses
-    if device.type == "cpu":
-        sizes = [model_cfg[name] for name in ("seq_len", "feature_num", "hidden", "n_heads", "hidden_ff")]
-        if not native.library(*sizes, kind := dtype or torch.float32):
-            why = native.why_not[*sizes, kind]
-            print(f"slower path: PyTorch's own operations do the work of cpu_kernels.c ({why})")
     chosen = cpu.losses if device.type == "cpu" else fused_losses()
     return functools.partial(chosen, dtype=dtype) if dtype else chosen
 

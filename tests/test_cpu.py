@@ -6,21 +6,10 @@ from test_fast import ENCODER, MASK, ODD, assert_same, filled, run
 
 import cpu
 import fast
-import native
 from models import Contrastive, MaskedModel, losses
 from utils import UserError
 
 
-@pytest.fixture(params=["built", "not built"])
-def kernels(request, monkeypatch):
-    """With cpu_kernels.c and without it; in float64 there never is."""
-    if request.param == "not built":
-        monkeypatch.setattr(native, "library", lambda *sizes: None)
-    elif native.library(120, 6, 72, 4, 144) is None:
-        pytest.skip("no GCC here")
-
-
-@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
