@@ -14,7 +14,6 @@ import functools
 import torch
 import torch.nn.functional as F
 
-import cpu
 from augment import hide, take_steps
 from models import losses as plain_losses
 from models import merge_heads, nt_xent, split_heads
@@ -30,6 +29,12 @@ def default_precision(model_cfg, device, plain=False):
     return "bf16" if device.type == "cuda" and shortcuts_hold(model_cfg) and not plain else "fp32"
 
 
+def has_amx():
+    """Whether this CPU multiplies bfloat16 matrices in tiles (AMX). Without, such products may take minutes."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())
+
+
 def settle_precision(precision, device):
     """The type in which large products are made, None for that of their inputs; sets PyTorch's own on a GPU.
 
@@ -37,7 +42,9 @@ def settle_precision(precision, device):
     """
     if device.type == "cpu":
         keep_freed_memory()
-        return cpu.dtype_of(precision)
+        if precision == "bf16" and not has_amx():
+            raise UserError("--precision bf16 on a CPU needs one with AMX, which this one is not; leave it out")
+        return torch.bfloat16 if precision == "bf16" else None
     # with bf16 too: what it leaves in float32 is small
     torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
     return torch.bfloat16 if precision == "bf16" else None
@@ -56,7 +63,7 @@ def losses_for(model_cfg, device, precision, plain=False):
         if not plain:
             print("plain path: the shortcuts need an encoder of one pass (n_layers 1) with emb_norm")
         return plain_losses
-    chosen = cpu.losses if device.type == "cpu" else fused_losses()
+    chosen = losses if device.type == "cpu" else fused_losses()
     return functools.partial(chosen, dtype=dtype) if dtype else chosen
 
 
@@ -85,7 +92,7 @@ def encoder_for(transformer, device):
     if transformer.n_layers != 1 or not transformer.embed.emb_norm:
         return transformer
     if device.type == "cpu":
-        return cpu.encoder(transformer)
+        return functools.partial(all_steps, transformer)
     gpu = fused()
     return functools.partial(gpu.encode, transformer) if gpu else transformer
 

@@ -1,7 +1,7 @@
 """The classifier on a CPU: the logits of models.Classifier, where drawing dropout does not take half of a step.
 
 Each dropout factor takes 16 random bits of a fast generator, and the feed-forward of 2048 features goes some thousand
-steps at a time, so that few features are in work at once. With `dtype` bfloat16, on a CPU with AMX (cpu.has_amx), the
+steps at a time, so that few features are in work at once. With `dtype` bfloat16, on a CPU with AMX (fast.has_amx), the
 layers' products and attention are made in it, LayerNorms and residuals in float32. tests/test_fast_classifier.py holds
 it against the plain module, gradients and factors included.
 
@@ -12,10 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cpu import linear
 from models import merge_heads, sinusoidal_positions, split_heads
 
 ROWS = 1024  # steps that go through the feed-forward together, in bfloat16 three times as many
+
+
+def linear(h, W, b):
+    """F.linear in the type of h."""
+    return F.linear(h, W.to(h.dtype), b.to(h.dtype))
 
 
 def above(x, numbers, threshold, out=None):

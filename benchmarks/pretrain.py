@@ -57,7 +57,7 @@ def limits(device):
     """What the device can do: FLOP/s of a large float32 (and bf16) product, bytes/s of a large copy."""
     import torch
 
-    import cpu
+    import fast
 
     n = 4096 if device.type == "cpu" else 8192
     a = torch.randn(n, n, device=device)
@@ -66,7 +66,7 @@ def limits(device):
     found = {}
     torch.set_float32_matmul_precision("highest")
     products = {"fp32": lambda: a @ a}
-    if device.type == "cuda" or cpu.has_amx():
+    if device.type == "cuda" or fast.has_amx():
         half = a.bfloat16()
         products["bf16"] = lambda: half @ half
     for name, product in products.items():
@@ -280,7 +280,6 @@ def main(args):
     import torch
 
     import artefacts
-    import cpu
     import fast
     import utils
 
@@ -289,7 +288,7 @@ def main(args):
         fast.keep_freed_memory()
     windows = load_copies(args, device)
     training = windows[: int(0.8 * len(windows))]
-    everywhere = ["fp32", "tf32", "bf16"] if device.type == "cuda" else ["fp32", "bf16"] if cpu.has_amx() else ["fp32"]
+    everywhere = ["fp32", "tf32", "bf16"] if device.type == "cuda" else ["fp32", "bf16"] if fast.has_amx() else ["fp32"]
     precisions = args.precisions or everywhere
     bounds = limits(device)
     rows = measure_steps(device, training, precisions, args.rounds, not args.no_plain, bounds)

@@ -106,7 +106,7 @@ def test_a_channel_that_is_zero_everywhere_makes_no_nan():
 
 def test_other_encoders_take_the_plain_path_and_say_so(capsys):
     cpu = torch.device("cpu")
-    assert fast.losses_for(ENCODER, cpu, "fp32") is fast.cpu.losses
+    assert fast.losses_for(ENCODER, cpu, "fp32") is fast.losses
     assert capsys.readouterr().out == ""
     for change in ({"n_layers": 2}, {"emb_norm": False}):
         assert fast.losses_for(ENCODER | change, cpu, "fp32") is losses
@@ -119,7 +119,7 @@ def test_other_encoders_take_the_plain_path_and_say_so(capsys):
 
 @pytest.mark.parametrize("cfg, plain", [(ENCODER, True), (ENCODER | {"n_layers": 2}, False)])
 def test_the_plain_path_refuses_bfloat16(monkeypatch, cfg, plain):
-    monkeypatch.setattr(fast.cpu, "has_amx", lambda: True)
+    monkeypatch.setattr(fast, "has_amx", lambda: True)
     with pytest.raises(UserError, match="--precision bf16 is for the fast path.*leave it out"):
         fast.losses_for(cfg, torch.device("cpu"), "bf16", plain)
 
@@ -146,3 +146,37 @@ def test_bfloat16_is_close_and_leaves_float32_gradients(both):
     missing = [name for name, gradient in gradients.items() if gradient is None and plain[name] is not None]
     assert missing in ([], [f"model.transformer.{NO_GRADIENT}"])
     assert all(gradient.dtype == torch.float32 for gradient in gradients.values() if gradient is not None)
+
+
+def test_other_encoders_encode_plainly():
+    for change in ({"n_layers": 2}, {"emb_norm": False}):
+        encoder = MaskedModel(ENCODER | change).transformer
+        assert fast.encoder_for(encoder, torch.device("cpu")) is encoder
+
+
+@pytest.mark.skipif(not fast.has_amx(), reason="needs a CPU with AMX")
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+def test_bfloat16_on_a_cpu_with_tiles_is_close_and_leaves_float32_gradients(both):
+    """The losses to 1 %, each parameter's gradient to 5 % of its size."""
+    step = fast.losses_for(ENCODER, torch.device("cpu"), "bf16")
+    masked, contrastive, gradients, _ = run(step, ENCODER, 32, both, True, MASK, torch.float32)
+    plain_masked, plain_contrastive, plain, _ = run(losses, ENCODER, 32, both, True, MASK, torch.float32)
+    assert masked.dtype == contrastive.dtype == torch.float32
+    torch.testing.assert_close(masked, plain_masked, rtol=0.01, atol=0)
+    torch.testing.assert_close(contrastive, plain_contrastive, rtol=0.01, atol=0)
+    largest = max(float(p.norm()) for p in plain.values() if p is not None)
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            assert gradient.dtype == torch.float32
+            error = float((gradient - plain[name]).norm())
+            assert error < 0.05 * max(float(plain[name].norm()), 1e-2 * largest), (name, error)
+
+
+def test_bfloat16_is_refused_where_the_cpu_has_no_tiles(monkeypatch):
+    device = torch.device("cpu")
+    assert fast.settle_precision("fp32", device) is fast.settle_precision(None, device) is None
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
+    assert fast.settle_precision("bf16", device) is torch.bfloat16
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # an older PyTorch
+    with pytest.raises(UserError, match="AMX"):
+        fast.losses_for(ENCODER, torch.device("cpu"), "bf16")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import cpu
+import fast
 import fast_classifier
 from fast_classifier import Dropout, logits
 from models import Classifier
@@ -127,7 +127,7 @@ def test_numbers_above_a_threshold_are_kept_exactly(dtype):
     assert fast_classifier.positive(x, other, out=x).data_ptr() == x.data_ptr() and torch.equal(x, expected)
 
 
-@pytest.mark.skipif(not cpu.has_amx(), reason="needs a CPU with AMX")
+@pytest.mark.skipif(not fast.has_amx(), reason="needs a CPU with AMX")
 def test_bfloat16_is_close_and_leaves_float32_gradients():
     """With the same factors: the loss to 1 %, each parameter's gradient to 5 % of its size."""
     model, h, y = make(torch.float32, B=32)

@@ -14,9 +14,9 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 import artefacts
 import batches
 import classifier
-import cpu
 import cross_dataset_test
 import embedding
+import fast
 import pretrain
 import utils
 import v2
@@ -446,7 +446,7 @@ def count_steps(project):
 def test_the_classifiers_precision(trained):
     """It is recorded; tf32 is a GPU's, on a CPU the same bits as fp32."""
     weights = {}
-    for precision in ("fp32", "tf32", "bf16") if cpu.has_amx() else ("fp32", "tf32"):
+    for precision in ("fp32", "tf32", "bf16") if fast.has_amx() else ("fp32", "tf32"):
         name = ["-s", precision, "-f", "model"]
         trained.run("classifier", "-d", "a", "-lr", 0.5, *name, "--precision", precision)
         assert read_json(f"{CLASSIFIED}/{precision}_transformer.json")["precision"] == precision
@@ -456,7 +456,7 @@ def test_the_classifiers_precision(trained):
 
 
 def test_a_precision_that_is_not_to_be_had_is_refused(trained, monkeypatch):
-    monkeypatch.setattr(cpu, "has_amx", lambda: False)
+    monkeypatch.setattr(fast, "has_amx", lambda: False)
     for script in ("pretrain", "classifier"):
         with pytest.raises(UserError, match="--precision bf16 on a CPU needs one with AMX"):
             trained.run(script, "-d", "a", "--precision", "bf16")
