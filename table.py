@@ -4,7 +4,6 @@ Figures are mean ± sample standard deviation over runs (seeds). An average over
 the runs that all of its pairs have, so that its spread is one between runs, not between data sets.
 """
 
-import csv
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
@@ -12,14 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 import artefacts
-import configs
 import ledger
 from grid import RATE
 from metrics import spread
 from utils import UserError
 
 FOLDER = Path("results")
-PUBLISHED = "config/published.csv"
 METRICS = ("accuracy", "f1_macro")
 CONFIDENCE = ("temperature", "ece_uncalibrated", "ece")
 NOTE = (
@@ -99,32 +96,17 @@ class Results:
         return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)}"
 
 
-def read_published(path=PUBLISHED):
-    """{(variant, from, to): (text, source)}. Raises UserError for a figure that has no source."""
-    published = {}
-    with open(configs.find_config(path), newline="", encoding="utf-8") as handle:
-        for number, row in enumerate(csv.DictReader(handle), 2):
-            figures = [row.get(metric) or "" for metric in METRICS]
-            if not any(figures):
-                continue
-            if not row.get("source"):
-                raise UserError(f"{path}, line {number}: a figure without a source; say where it stands")
-            text = " / ".join(figure or "–" for figure in figures)
-            published[row["variant"], row["from"], row["to"]] = (text, row["source"])
-    return published
-
-
 # ------------------------------------------------------------------------------------------------ sections
 
 
-def pair_section(results, variant, rate, published):
+def pair_section(results, variant, rate):
     """Source → target for one variant, the averages of each source, the source's own test part."""
-    rows, ruled, sources = [], set(), []
+    rows, ruled = [], set()
 
-    def add(name, pairs, cited="", majority=True):
+    def add(name, pairs, majority=True):
         figures = [spread(results.values(variant, rate, pairs, metric)) for metric in METRICS]
         share = f"{results.majority(pairs):.3f}" if majority else ""
-        rows.append([name, share, *figures, results.runs(variant, rate, pairs), cited])
+        rows.append([name, share, *figures, results.runs(variant, rate, pairs)])
 
     for source in results.sources:
         pairs = results.pairs(source)
@@ -132,18 +114,13 @@ def pair_section(results, variant, rate, published):
             continue
         ruled.add(len(rows))
         for pair in pairs:
-            text, where = published.get((variant, *pair), ("–", None))
-            if where:
-                sources += [where] if where not in sources else []
-                text += f" [{sources.index(where) + 1}]"
-            add(results.grid.pair(*pair), [pair], text)
+            add(results.grid.pair(*pair), [pair])
         add(f"{source} → average", pairs)
         add(f"{source} → own test part", [(source, None)], majority=False)
     ruled.add(len(rows))
     add("all pairs, average", results.pairs())
     title = f"{results.grid.title(variant)}, label rate {rate:g}"
-    title += "".join(f"; [{i}] {where}" for i, where in enumerate(sources, 1))
-    return Section(title, ["source → target", "majority", "accuracy", "macro F1", "runs", "published"], rows, ruled)
+    return Section(title, ["source → target", "majority", "accuracy", "macro F1", "runs"], rows, ruled)
 
 
 def confidence_section(results, variant, rate):
@@ -193,9 +170,8 @@ def variant_section(results, rates, title):
 
 def sections(results):
     """All tables of the grid."""
-    published = read_published()
     detailed = [v for i, v in enumerate(results.variants) if i == 0 or v == "copy"]
-    made = [pair_section(results, variant, results.rate, published) for variant in detailed]
+    made = [pair_section(results, variant, results.rate) for variant in detailed]
     made += filter(None, [confidence_section(results, variant, results.rate) for variant in detailed])
     if len(results.variants) > 1:
         title = f"Variants: accuracy (and macro F1) averaged over targets, label rate {results.rate:g}"

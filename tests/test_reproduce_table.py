@@ -12,7 +12,6 @@ import ledger
 import reproduce
 import table
 from metrics import scores
-from utils import UserError
 
 RATES = ["0.1", "0.5"]
 FLAGS = ["--variants", "full", "copy", "forest", "--label_rates", *RATES, "--seeds", "3"]
@@ -92,20 +91,6 @@ def test_confidence_by_hand(made):
         rows = {(r["variant"], r["label_rate"], r["source"], r["target"]): r for r in csv.DictReader(handle)}
     assert float(rows["forest", "0.5", "a", "b"]["ece_mean"]) == pytest.approx(np.abs(accuracy - top).mean(), abs=1e-6)
     assert rows["copy", "0.5", "a", "b"]["ece_mean"] == rows["copy", "0.5", "a", "b"]["temperature_sd"] == ""
-
-
-def test_published_figures_need_a_source(made, tmp_path):
-    published = tmp_path / "config/published.csv"
-    published.write_text("from,to,variant,accuracy,f1_macro,source\na,b,full,0.9,,Somebody 2025 table 3\nb,a,full,,,\n")
-    text = table.write(made)
-    assert "0.9 / – [1]" in text and "[1] Somebody 2025 table 3" in text
-    published.write_text("from,to,variant,accuracy,f1_macro,source\na,b,full,0.9,,\n")
-    with pytest.raises(UserError, match="published.csv, line 2"):
-        table.write(made)
-
-
-def test_the_file_of_published_figures_ships_empty():
-    assert table.read_published() == {}
 
 
 def test_figures_are_drawn(made):
