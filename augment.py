@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils import COPIES, UserError
+from bookkeeping.commands import UserError
+
+COPIES = 6  # every augmentation but `none` turns N windows into 6N
 
 
 def make_generator(device, *key):
@@ -262,24 +264,20 @@ def masked_steps(T, mask_ratio):
     return max(1, round(T * mask_ratio))
 
 
-def span_positions(count, T, M, max_gram, generator):
+def span_positions(count, T, M, max_gram, generator, add=None):
     """The M steps that span masking chooses in each of `count` windows: (count, M) int64, ascending.
 
     Until M steps are chosen: a length n from 1..max_gram with p(n) proportional to 0.8^(n-1), cut to the number still
     missing; a start uniform over T, tried again if already chosen; the steps start .. min(start + n, T - 1) - 1.
     Windows go through these rounds side by side; now and then those that are done drop out (one that waits for it draws
-    spans of length 0). Looking which are done makes the host wait for a GPU, so there it is done seldom.
+    spans of length 0). Looking which are done makes the host wait for a GPU, so there it is done seldom. `add` is how
+    spans are added, if not by add_spans.
     """
     if count > MASKED_AT_ONCE:  # what is made on the way is many times larger than the result
         parts = torch.arange(count).split(MASKED_AT_ONCE)
-        return torch.cat([span_positions(len(part), T, M, max_gram, generator) for part in parts])
+        return torch.cat([span_positions(len(part), T, M, max_gram, generator, add) for part in parts])
     device = generator.device
-    rounds, add = 4, add_spans
-    if device.type == "cuda":
-        from fast import fused  # which imports this file
-
-        rounds, gpu = 24, fused()
-        add = gpu.add_spans if gpu else add_spans
+    rounds, add = (24 if device.type == "cuda" else 4), add or add_spans
     weights = 0.8 ** torch.arange(max_gram, dtype=torch.float64)
     ends = (weights.cumsum(0) / weights.sum())[:-1].float().to(device)
     chosen = torch.zeros(count, T, dtype=torch.bool, device=device)
@@ -306,11 +304,11 @@ def add_spans(chosen, lengths, starts, M):
     return chosen
 
 
-def draw_masks(count, T, C, mask_cfg, generator):
+def draw_masks(count, T, C, mask_cfg, generator, add=None):
     """Masks for `count` visits of windows of shape (T, C), by the masking configuration (paper, span masking)."""
     device = generator.device
     M = masked_steps(T, mask_cfg["mask_ratio"])
-    positions = span_positions(count, T, M, mask_cfg["max_gram"], generator)
+    positions = span_positions(count, T, M, mask_cfg["max_gram"], generator, add)
     zeroed = torch.rand(count, generator=generator, device=device) < mask_cfg["mask_prob"]
     if mask_cfg["replace_prob"] == 0:
         return Masks(positions, zeroed, torch.zeros_like(zeroed), torch.zeros(0, device=device))

@@ -4,6 +4,7 @@ Axes as in augment.py; n training rows (windows with their copies), B of them in
 """
 
 import contextlib
+import itertools
 import math
 import os
 from typing import NamedTuple
@@ -11,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import fast
-from augment import Copies, Masks, PerRow, draw_masks, two_views
+from augment import Copies, Masks, PerRow, draw_masks, make_generator, two_views
 from models import draw_keep
 
 SECTION = 1 << 17  # visits drawn at once: all of an epoch up to 65 000 rows, and some 150 MB however many there are
@@ -25,11 +25,17 @@ class Draw(NamedTuple):
     masks: Masks  # of its 2B visits, first the weak views, then the strong ones
     keep: dict  # the class token's dropout factors at those visits
 
-    def step(self, index):
-        """What step `index`, a (1,) tensor on the device, uses: no number goes to the host and back."""
+    def map(self, change):
+        """`change` done to every tensor that is not empty."""
         order, masks, keep = self
-        at = lambda part: part.index_select(0, index)[0] if part.numel() else part  # noqa: E731
-        return at(order), Masks(*map(at, masks)), {name: at(part) for name, part in keep.items()}
+
+        def do(part):
+            return change(part) if part.numel() else part
+
+        return Draw(do(order), Masks(*map(do, masks)), {name: do(part) for name, part in keep.items()})
+
+    def tensors(self):
+        return [self.order, *self.masks, *self.keep.values()]
 
 
 def section_steps(B):
@@ -37,25 +43,76 @@ def section_steps(B):
     return max(1, SECTION // (2 * B))
 
 
-def draw_epoch(n, B, steps, shape, mask_cfg, head, generator, mine=slice(None)):
+def draw_epoch(n, B, steps, shape, mask_cfg, head, generator, add=None):
     """An epoch's randomness, section after section: n rows of `shape` (T, C), `steps` batches of B. Yields Draws.
 
-    Each section is drawn in one batched call. `mine` is the part of each batch that this process trains on.
+    Each section is drawn in one batched call; `add` as in augment.span_positions.
     """
     order = torch.randperm(n, generator=generator, device=generator.device)[: steps * B].view(steps, B)
     for part in order.split(section_steps(B)):
         visits = 2 * B * len(part)
-        masks = draw_masks(visits, *shape, mask_cfg, generator)
+        masks = draw_masks(visits, *shape, mask_cfg, generator, add)
         keep = draw_keep(visits, head.seq_transformer.c_token.shape[-1], head.P_FF, generator)
-        pick = lambda x: x.unflatten(0, (-1, 2, B))[:, :, mine].flatten(1, 2) if x.numel() else x  # noqa: E731
-        yield Draw(part[:, mine], Masks(*map(pick, masks)), {name: pick(x) for name, x in keep.items()})
+        by_step = [x.unflatten(0, (len(part), 2 * B)) if x.numel() else x for x in masks]
+        yield Draw(part, Masks(*by_step), {name: x.unflatten(0, (len(part), 2 * B)) for name, x in keep.items()})
 
 
-def copy_into(static, new):
-    """Copy a Draw's tensors into another's, which stay where they are: a recorded step reads them there."""
-    pairs = [(static.order, new.order), *zip(static.masks, new.masks, strict=True)]
-    for old, fresh in pairs + [(static.keep[name], new.keep[name]) for name in new.keep]:
-        put(fresh, old[: len(fresh)])
+def share_of(draw, mine):
+    """The part `mine` (a slice) of each batch, and of both views' visits, that this process trains on."""
+    B = draw.order.shape[1]
+    part = draw.map(lambda x: x if x is draw.order else x.unflatten(1, (2, B))[:, :, mine].flatten(1, 2))
+    return part._replace(order=draw.order[:, mine])
+
+
+class Draws:
+    """Everything random of a training, drawn an epoch (or a section of a large one) ahead of the steps that use it.
+
+    What step() gives stays in place, so that a step can be recorded and replayed: no number goes to the host and back.
+    """
+
+    def __init__(self, engine, n, shape, config, head):
+        self.engine, self.n, self.shape, self.config, self.head = engine, n, shape, config, head
+        self.B = min(config["train"]["batch_size"], n)
+        self.mine = engine.team.share(self.B)
+        self.steps = n // self.B  # of an epoch, the last partial batch dropped
+        self.index = torch.zeros(1, dtype=torch.int64, device=engine.device)
+
+    def start(self, epoch):
+        """Draw from `epoch` on: a function of (seed, epoch), whatever was drawn before."""
+        self.upcoming = itertools.chain.from_iterable(map(self.drawn, itertools.count(epoch)))
+        self.ahead()
+        self.now = self.next
+
+    def drawn(self, epoch):
+        generator = make_generator(self.engine.device, self.config["train"]["seed"], "epoch", epoch)
+        return (
+            share_of(draw, self.mine)
+            for draw in draw_epoch(
+                self.n, self.B, self.steps, self.shape, self.config["mask"], self.head, generator, self.engine.add_spans
+            )
+        )
+
+    def epoch(self, steps):
+        """Yields the rows (s, B) of the next s steps, once an epoch unless the data are many; `steps` of it in all."""
+        section = section_steps(self.B)
+        for start in range(0, steps, section):
+            if start:
+                self.ahead()
+            for static, fresh in zip(self.now.tensors(), self.next.tensors(), strict=True):
+                put(fresh, static[: len(fresh)])
+            self.index.zero_()
+            yield self.now.order[: min(section, steps - start)]
+
+    def ahead(self):
+        """Draw what epoch() will put in place next, beside what a GPU has queued."""
+        with self.engine.aside():
+            self.next = next(self.upcoming)
+
+    def step(self):
+        """(rows (B,), masks, dropout factors) of the next step."""
+        step = self.now.map(lambda x: x.index_select(0, self.index)[0])
+        self.index.add_(1)
+        return step
 
 
 def put(fresh, static):
@@ -170,10 +227,10 @@ class Streamed:
     one size: some 60 kernels, which take longer to launch than a training step to run. renew() records them anew.
     """
 
-    def __init__(self, source, device):
-        self.source, self.device = source, device
+    def __init__(self, source, engine):
+        self.source, self.engine, self.device = source, engine, engine.device
         self.inputs = self.made = self.ready = self.recorded = None
-        self.taken = torch.cuda.Event() if device.type == "cuda" else None  # `made` may be written again
+        self.taken = torch.cuda.Event() if self.device.type == "cuda" else None  # `made` may be written again
 
     def renew(self, seed, epoch):
         self.source.key = (seed, "views", epoch)
@@ -193,7 +250,7 @@ class Streamed:
                 self.taken.record()
             yield step
             if step + 1 < len(order):
-                with fast.aside(self.device):
+                with self.engine.aside():
                     upcoming = self.make(order[step + 1])
 
     def make(self, index):
@@ -202,7 +259,7 @@ class Streamed:
             return self.source(index)
         read = self.source.read(index)
         if self.recorded is None:
-            self.inputs, self.recorded = [part.clone() for part in read], fast.Captured(self.record)
+            self.inputs, self.recorded = [part.clone() for part in read], self.engine.recorded(self.record)
         torch.cuda.current_stream().wait_event(self.taken)
         for part, new in zip(self.inputs, read, strict=True):
             part.copy_(new)
@@ -219,23 +276,23 @@ class Streamed:
         return self.source(slice(start, stop))
 
 
-def open_views(data, parts, method, seed, device, memory_gb=None):
+def open_views(engine, data, parts, method, seed, memory_gb=None):
     """The views of some parts of the rows (arrays of row numbers), all in memory if they fit, else streamed.
 
     Returns one InMemory or Streamed a part. data (N, T, C) is an array or a memory map; the limit is memory_gb (10^9
     bytes) or what most of the device's free memory is.
     """
-    N, *shape = data.shape
+    (N, *shape), device = data.shape, engine.device
     needed = 4 * math.prod(shape) * (N + 2 * sum(map(len, parts)))
     limit = free_memory(device) if memory_gb is None else 1e9 * memory_gb
     if needed <= limit:
         copies = Copies(torch.tensor(np.asarray(data, dtype=np.float32), device=device), method, seed)
         sources = [Source(copies, torch.as_tensor(part, device=device), seed) for part in parts]
         return [InMemory.made_by(source, shape, device) for source in sources]
-    print(f"all views would take {needed / 1e9:.3g} GB of the {limit / 1e9:.3g} GB there are for them: they are "
-          "made batch by batch from the data file")  # fmt: skip
+    room = f"all views would take {needed / 1e9:.3g} GB of the {limit / 1e9:.3g} GB there are for them"
+    print(f"{room}: they are made batch by batch from the data file")
     copies = Copies(FromFile(data, device), method, seed)
-    return [Streamed(Source(copies, torch.as_tensor(part), seed), device) for part in parts]
+    return [Streamed(Source(copies, torch.as_tensor(part), seed), engine) for part in parts]
 
 
 def free_memory(device):

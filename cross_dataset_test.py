@@ -12,7 +12,16 @@ temperature that calibrates the confidence too. --abstain 0.9 also prints how we
 
 import sys
 
-from utils import add_abstain, make_parser, run
+import numpy as np
+import torch
+
+import fast
+import metrics
+import utils
+import v2
+from bookkeeping import artefacts, configs, ledger
+from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, add_abstain, make_parser, run, warn
+from models import DEAD_CLASSIFIER, DEAD_MASKED, Classifier, MaskedModel, encode
 
 
 def get_args(argv=None):
@@ -21,37 +30,49 @@ def get_args(argv=None):
     return parser.parse_args(argv)
 
 
-args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-import artefacts  # noqa: E402
-import calibration  # noqa: E402
-import configs  # noqa: E402
-import ledger  # noqa: E402
-import utils  # noqa: E402
-import v2  # noqa: E402
-from metrics import report, scores  # noqa: E402
-from models import DEAD_CLASSIFIER, DEAD_MASKED, Classifier, MaskedModel, encode  # noqa: E402
-from utils import UserError  # noqa: E402
-
-
 @torch.no_grad()
-def classify(model, classifier, windows):
+def classify(engine, model, classifier, windows):
     """Logits (N, classes) of raw windows (N, T, C): encoder, then classifier, batch after batch."""
     classifier.eval()
-    return torch.cat([classifier(h) for h in encode(model, windows)]).cpu()
+    return torch.cat([classifier(h) for h in encode(engine, model, windows)]).cpu()
 
 
-def load_networks(args, path, checkpoint, model_cfg, classifier_cfg, names, again):
-    """The encoder and the classifier from their files, as a function: (raw windows, device) -> logits on the CPU."""
+def load_target(args, column, names):
+    """The target's windows (N, T, C), the rows (n,) that have one label, those labels (n,), its entry; checked."""
+    target, version = args.target_dataset, args.dataset_version
+    data, labels, entry = utils.load_windows(target, version)
+    found, found_names = configs.label_names(entry, args.label_index)
+    if (found, found_names) != (column, names):
+        there = f"{found} ({', '.join(found_names)}) in {target}"
+        raise UserError(
+            f"-l {args.label_index} is {column} ({', '.join(names)}) in {args.dataset}, but {there}; "
+            "dataset/data_config.json must name the same classes"
+        )
+    path = utils.data_path(target, version, "label")
+    ids = utils.window_labels(labels, args.label_index, names, path)
+    rows = np.flatnonzero(ids >= 0)  # a window whose label changes within it has none
+    if len(rows) == 0:
+        raise UserError(f"{path}: no window has one label throughout; nothing to test on")
+    if len(rows) < len(ids):
+        warn(f"{len(ids) - len(rows)} windows of {target} change their label and are left out")
+    if absent := [name for i, name in enumerate(names) if i not in ids[rows]]:
+        warn(f"{target} has no window of {', '.join(absent)}: 0 in the macro means")
+    if args.dataset == target:
+        warn(f"{target} is the source too: windows it was trained on are among those tested")
+    return data, rows, ids[rows], entry
+
+
+def load_networks(args, engine, files, checkpoint, cfgs, names, again):
+    """The encoder and the classifier from their files, as a function: raw windows -> logits on the CPU."""
+    path, (model_cfg, classifier_cfg) = files.classifier(), cfgs
     if configs.method_of(args.model_version) == "v2":  # its classifier's file holds the encoder as trained with it
-        return v2.load_classifier(path, model_cfg, classifier_cfg, names, f"make it with: {again}")
+        logits_of = v2.load_classifier(path, model_cfg, classifier_cfg, names, f"make it with: {again}")
+        return lambda windows: logits_of(windows, engine.device)
     classifier, model = Classifier(classifier_cfg, len(names)), MaskedModel(model_cfg)
     artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
     artefacts.load_state(checkpoint, model, DEAD_MASKED, f"make it with: python pretrain.py -d {args.dataset}")
-    return lambda windows, device: classify(model.to(device), classifier.to(device), windows)
+    model, classifier = model.to(engine.device), classifier.to(engine.device)
+    return lambda windows: classify(engine, model, classifier, windows)
 
 
 def settings(args, path, record):
@@ -63,14 +84,15 @@ def settings(args, path, record):
     recorded = config.get("train", {})
     if record and args.train_cfg:
         same = {key: cfg[key] for key in cfg if key != "seed"}
-        utils.check_same(f"{path}, which -t {args.train_cfg} contradicts,", recorded, same)
+        artefacts.check_same(f"{path}, which -t {args.train_cfg} contradicts,", recorded, same)
     if record and config["label_index"] != args.label_index:
         raise UserError(f"-l {args.label_index} contradicts {path}, made with -l {config['label_index']}")
     default = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS)
+    method, rate = config.get("augment_method"), config.get("label_rate")
     return {
-        "augment_method": utils.agreed("-am", args.augument_method, config.get("augment_method"), path, "channel_aug"),
-        "label_rate": utils.agreed("-lr", args.label_rate, config.get("label_rate"), path, 0.1),
-        "seed": utils.agreed("--seed", args.seed, recorded.get("seed"), path, cfg["seed"]),
+        "augment_method": artefacts.agreed("-am", args.augument_method, method, path, AUGMENTATION),
+        "label_rate": artefacts.agreed("-lr", args.label_rate, rate, path, LABEL_RATE),
+        "seed": artefacts.agreed("--seed", args.seed, recorded.get("seed"), path, cfg["seed"]),
         "pretrain_seed": pretrain.get("seed", ""),
         "epochs": embedding.get("epochs") or "",
         "split_by": recorded.get("split_by", cfg["split_by"]),
@@ -81,15 +103,14 @@ def settings(args, path, record):
     }
 
 
-def hash_of(args, row, names, record, checkpoint):
+def hash_of(args, files, row, names, record, checkpoint):
     """The row's config_hash, from the artefacts' JSON; a released file's contents stand for its configuration."""
     pretrained = artefacts.load_record(checkpoint)
-    windows = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
-    parents = pretrained["made_from"] if pretrained else {checkpoint: artefacts.fingerprint(checkpoint)}
-    more = [was for parent, was in parents.items() if parent != windows]
+    parents = pretrained["made_from"] if pretrained else {str(checkpoint): artefacts.fingerprint(checkpoint)}
+    more = [was for parent, was in parents.items() if parent != str(files.data())]
     classifier = record["config"] if record else row | {"classes": names}
     if not record:
-        more.append(artefacts.fingerprint(utils.classifier_path(args)))
+        more.append(artefacts.fingerprint(files.classifier()))
     trained_with = ledger.training(pretrained and pretrained["config"], classifier, more)
     return ledger.config_hash(trained_with, args.dataset, args.target_dataset, args.dataset_version)
 
@@ -105,69 +126,56 @@ def recorded_temperature(path, record):
     return float(found)
 
 
-def main(args):
-    if args.deterministic:
-        utils.set_deterministic()
-    device = utils.pick_device(args.gpu)
-    model_cfg, classifier_cfg = (
-        configs.read_encoder_config(args.model_version), configs.read_classifier_config(args.model_version)
-    )  # fmt: skip
-    source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
-    column, names = configs.label_names(source_cfg, args.label_index)
-    data, labels, target_cfg = utils.load_windows(args.target_dataset, args.dataset_version)
-    configs.check_fits(model_cfg, target_cfg)
-    target_column, target_names = configs.label_names(target_cfg, args.label_index)
-    if (target_column, target_names) != (column, names):
-        raise UserError(
-            f"-l {args.label_index} is {column} ({', '.join(names)}) in {args.dataset}, but {target_column} "
-            f"({', '.join(target_names)}) in {args.target_dataset}; dataset/data_config.json must name the same classes"
-        )
-    label_path = f"dataset/{args.target_dataset}/label_{args.dataset_version}.npy"
-    ids = utils.window_labels(labels, args.label_index, names, label_path)
-
-    path = utils.classifier_path(args)
-    again = f"python embedding.py -d {args.dataset} && python classifier.py -d {args.dataset} -s {args.save_model}"
-    keys = {"train": dict, "embedding": dict, "label_index": int, "dataset": str}
-    record = artefacts.load_record(path, keys)
+def load_source(args, engine, files, cfgs, names):
+    """What was trained on the source: (raw windows -> logits, temperature, the row's settings, JSON, config_hash)."""
+    path, again = files.classifier(), f"python classifier.py -d {args.dataset} -s {args.save_model}"
+    again = f"python embedding.py -d {args.dataset} && {again}"
+    record = artefacts.load_record(path, {"train": dict, "embedding": dict, "label_index": int, "dataset": str})
     row, temperature = settings(args, path, record), recorded_temperature(path, record)
     if record:
-        utils.check_same(path, record["config"], {"model": classifier_cfg, "dataset": args.dataset})
-    checkpoint = f"{utils.pretrain_stem(args, utils.pretrained_name(args))}_masked_{row['loss_weights']}.pt"
-    logits_of = load_networks(args, path, checkpoint, model_cfg, classifier_cfg, names, again)
+        artefacts.check_same(path, record["config"], {"model": cfgs[1], "dataset": args.dataset})
+    weights = row.pop("loss_weights")
+    row |= dict(zip(("lambda1", "lambda2"), weights.split("_"), strict=True))
+    checkpoint = files.checkpoint(weights)
+    logits_of = load_networks(args, engine, files, checkpoint, cfgs, names, again)
     if record:
         artefacts.check_parents(path, record, again)
-        utils.check_same(checkpoint, record["config"]["embedding"], {"model": model_cfg})
-        made_from = record["config"]["embedding"].get("checkpoint", checkpoint)
-        if made_from != checkpoint:
+        artefacts.check_same(checkpoint, record["config"]["embedding"], {"model": cfgs[0]})
+        made_from = record["config"]["embedding"].get("checkpoint", str(checkpoint))
+        if made_from != str(checkpoint):
             raise UserError(f"{path} was made from {made_from}, not from {checkpoint}; check -f and -s")
+    return logits_of, temperature, row, record, checkpoint
 
-    rows = np.flatnonzero(ids >= 0)  # a window whose label changes within it has none
-    if len(rows) == 0:
-        raise UserError(f"{label_path}: no window has one label throughout; nothing to test on")
-    if len(rows) < len(ids):
-        utils.warn(f"{len(ids) - len(rows)} windows of {args.target_dataset} change their label and are left out")
-    absent = [name for i, name in enumerate(names) if i not in ids[rows]]
-    if absent:
-        utils.warn(f"{args.target_dataset} has no window of {', '.join(absent)}: 0 in the macro means")
-    if args.dataset == args.target_dataset:
-        utils.warn(f"{args.target_dataset} is the source too: windows it was trained on are among those tested")
 
-    windows = torch.tensor(np.asarray(data[rows], dtype=np.float32))
-    logits = logits_of(windows, device).numpy()
-    result = scores(ids[rows], logits.argmax(1), len(names))
+def main(args):
+    cfgs = configs.read_encoder_config(args.model_version), configs.read_classifier_config(args.model_version)
+    is_v1 = configs.method_of(args.model_version) == "v1"
+    engine = fast.engine(args.gpu, args.deterministic, encoder=cfgs[0] if is_v1 else None)
+    source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
+    column, names = configs.label_names(source_cfg, args.label_index)
+    data, rows, ids, target_cfg = load_target(args, column, names)
+    configs.check_fits(cfgs[0], target_cfg)
+    files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
+    logits_of, temperature, row, record, checkpoint = load_source(args, engine, files, cfgs, names)
+
+    logits = logits_of(torch.tensor(np.asarray(data[rows], dtype=np.float32))).numpy()
+    result = metrics.scores(ids, logits.argmax(1), len(names))
     target = args.target_dataset + (" (simulated)" if target_cfg.get("simulated") else "")
-    confidence = calibration.assess(logits, ids[rows], temperature, args.abstain)
-    print(report(f"{args.dataset} -> {target}", result, names), calibration.report(confidence), sep="\n")
+    confidence = metrics.assess(logits, ids, temperature, args.abstain)
+    print(metrics.report(f"{args.dataset} -> {target}", result, names), metrics.confidence_report(confidence), sep="\n")
 
-    lambda1, lambda2 = row.pop("loss_weights").split("_")
-    more = {"lambda1": lambda1, "lambda2": lambda2, "config_hash": hash_of(args, row, names, record, checkpoint)}
+    row["config_hash"] = hash_of(args, files, row, names, record, checkpoint)
     source = record and record.get("source_test")
-    more |= ledger.source_scores(source)
-    npz = path.with_name(f"{path.stem}_{args.target_dataset}.npz")
-    ledger.save_test(npz, args.dataset, args.target_dataset, args.dataset_version, row | more, result,
-                     (rows, ids[rows], logits), ledger.confidence_columns(confidence, source))  # fmt: skip
+    ledger.save_test(
+        files.classifier(f"transformer_{args.target_dataset}.npz"),
+        (args.dataset, args.target_dataset, args.dataset_version),
+        row | ledger.source_scores(source),
+        result,
+        (rows, ids, logits),
+        ledger.confidence_columns(confidence, source),
+    )
     return result | confidence | {"names": names, "predictions": logits.argmax(1)}
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, args))
+    sys.exit(run(main, get_args))

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from utils import Parser, UserError, run
+from bookkeeping.commands import Parser, UserError, run
 
 
 def get_args(argv=None):
@@ -76,4 +76,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, get_args()))
+    sys.exit(run(main, get_args))

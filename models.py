@@ -1,7 +1,7 @@
 """CrossHAR's networks: the masked model (encoder and reconstruction), the contrastive head, NT-Xent, the classifier.
 
 Written plainly, as the paper and its released code compute; parameters carry the released code's names, so that its
-checkpoints load. fast.py computes the same losses with fewer operations.
+checkpoints load. `engine` is what computes with them: plain.py as written here, fast/ the same with fewer operations.
 
 Axes, the same letters everywhere:
   B  windows in a batch (2B where both views go through together)
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from augment import hide, instance_norm, take_steps
+from augment import instance_norm, take_steps
 
 DEAD_MASKED = ("fc.",)  # weights that the released masked model saves and never uses
 DEAD_CLASSIFIER = ("encoder_layer.",)  # likewise of the released classifier
@@ -131,37 +131,33 @@ class MaskedModel(nn.Module):
         """Channels from the representation of single steps: (B, M, D) -> (B, M, C)."""
         return self.decoder(self.norm(F.gelu(self.linear(h))))
 
-    def forward(self, x, positions, target):
-        """Masked loss of windows x (B, T, C) that hide the steps `positions` (B, M) of `target` (B, T, C).
+    def forward(self, x, positions):
+        """What windows x (B, T, C) that hide the steps `positions` (B, M) held there, and their representation.
 
-        Returns (mean squared error over the chosen steps, representation (B, T, D)).
+        Returns (reconstruction (B, M, C), representation (B, T, D)).
         """
         h = self.transformer(x)
-        reconstruction = self.reconstruct(take_steps(h, positions))
-        return F.mse_loss(reconstruction, take_steps(target, positions)), h
+        return self.reconstruct(take_steps(h, positions)), h
 
 
 @torch.inference_mode()
-def encode(model, windows, batch_size=None):
+def encode(engine, model, windows, batch_size=None):
     """The representations of raw windows: (N, T, C) tensor in m/s^2 and rad/s -> yields (n, T, D) float32.
 
     Instance-normalised, in eval mode, no masking; the model's mode is restored. Batch after batch (of a size that suits
     the device, where they stay), so that neither a large set nor its representation needs to fit; every script encodes
     through here.
     """
-    from fast import aside, encoder_for  # which imports this file: the plain functions stand first
-
-    was_training = model.training
-    device = next(model.parameters()).device
+    was_training, device = model.training, engine.device
     batch_size = batch_size or (64 if device.type == "cpu" else 2048)
     model.eval()
-    forward = encoder_for(model.transformer, device)
+    forward = engine.encoder(model.transformer)
 
     def bring(start):
         part = torch.as_tensor(windows[start : start + batch_size])
         if part.device == device:
             return part.float()
-        with aside(device):  # to a GPU while it encodes the batch before
+        with engine.aside():  # to a GPU while it encodes the batch before
             x = part.to(device, torch.float32)
         if x.is_cuda:
             x.record_stream(torch.cuda.current_stream(device))
@@ -258,46 +254,6 @@ class Contrastive(nn.Module):
         attention, mlp = (residual.fn for residual in seq.transformer.layers[0])
         return seq.patch_to_embedding, seq.c_token, attention.norm, attention.fn, mlp.norm, mlp.fn
 
-    def class_query(self):
-        """For the fast paths: the class token normalised (P,), its query folded into the key weights and scaled (H, P).
-
-        Before the layer that token is the same for all windows: its score of a normalised token t is key . t.
-        """
-        _, token, norm1, attention, _, _ = self.parts()
-        P, H = token.shape[-1], attention.H
-        W_q, W_k, _ = (part.view(H, -1, P) for part in attention.to_qkv.weight.chunk(3))  # (H, K, P)
-        own = norm1(token)[0, 0]
-        return own, torch.einsum("hk,hkp->hp", W_q @ own, W_k) * P**-0.5
-
-    def after_class_query(self, mixed, keep=None):
-        """The class token after the layer from each head's weighted sum of normalised tokens (B, H, P): (B, P).
-
-        The value weights are applied here, after the weighting; `keep` as in class_output.
-        """
-        return self.after_attention(torch.einsum("bhp,hkp->bhk", mixed, self.value_weights()).flatten(1), keep)
-
-    def value_weights(self):
-        """Each head's (H, K, P)."""
-        attention = self.parts()[3]
-        return attention.to_qkv.weight.chunk(3)[2].unflatten(0, (attention.H, -1))
-
-    def after_attention(self, a, keep=None):
-        """The class token after the layer from all heads' results of its query, side by side (B, P): (B, P)."""
-        _, token, _, attention, norm2, mlp = self.parts()
-        a = attention.to_out(a)
-        token = token[0, 0] + (a * keep["out"] if keep else a)
-        inner = F.relu(mlp.net["0"](norm2(token)))
-        out = mlp.net["3"](inner * keep["inner"] if keep else inner)
-        return token + (out * keep["mlp"] if keep else out)
-
-    def project(self, classes):
-        """projection_head of the two views' class tokens (2, B, P), one after the other: (2B, 18).
-
-        The products are made together; BatchNorm's statistics are those of each view.
-        """
-        first, norm, relu, last = self.projection_head
-        return last(relu(torch.cat([norm(view) for view in first(classes)])))
-
     def class_output(self, h, keep=None):
         """The class token after the layer: representation (B, T, D) -> (B, P).
 
@@ -344,21 +300,16 @@ def nt_xent(z1, z2, temperature=0.2):
     return F.cross_entropy(similarity, partner)
 
 
-def losses(model, head, views, masks, keep, both, gather=lambda classes: classes):
-    """The two losses of a batch, plainly: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`.
+def losses(engine, model, head, views, masks, keep, both, gather=lambda classes: classes):
+    """The two losses of a batch: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`.
 
-    `gather` turns the class tokens (2, B, P) of this process's windows into those of the whole batch (parallel.py).
+    `keep` holds the class token's dropout factors (draw_keep), None in eval mode; `gather` turns the class tokens
+    (2, B, P) of this process's windows into those of the whole batch.
     """
     x = views.flatten(0, 1)  # (2B, T, C): the mean over both views is the mean of the views' losses
-    masked, h = model(hide(x, masks), masks.positions, x)
-    if not both:
-        return masked, torch.zeros_like(masked)
-    B = len(h) // 2
-    halves = (slice(B), slice(B, None))  # the weak views, the strong ones
-    keeps = [{name: part[half] for name, part in keep.items()} if keep else None for half in halves]
-    classes = torch.stack([head.class_output(h[half], part) for half, part in zip(halves, keeps, strict=True)])
-    z1, z2 = map(head.projection_head, gather(classes))  # each on its own: BatchNorm's statistics are the view's
-    return masked, nt_xent(z1, z2)
+    reconstruction, classes = engine.forward(model, head, engine.hide(x, masks), masks.positions, keep, both)
+    masked = F.mse_loss(reconstruction, take_steps(x, masks.positions))
+    return masked, engine.contrast(head, gather(classes)) if both else torch.zeros_like(masked)
 
 
 # -------------------------------------------------------------------------------------------------- classifier

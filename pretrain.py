@@ -11,214 +11,204 @@ The first epochs minimise the masked loss alone, the last n_epochs_cl epochs lam
 the epoch with the lowest validation loss of that second part is saved. Interrupted, the same command continues.
 """
 
+import itertools
+import math
 import sys
 
-from utils import a_number, make_parser, run
+import torch
+from tqdm import tqdm
+
+import fast
+import utils
+import v2
+from augment import copy_count, draw_masks, make_generator
+from batches import Draws, InMemory, open_views
+from bookkeeping import artefacts, configs
+from bookkeeping.commands import UserError, a_number, make_parser, run
+from bookkeeping.resume import Resume
+from models import DEAD_MASKED, Contrastive, MaskedModel, losses
 
 
 def get_args(argv=None):
     parser = make_parser(__doc__)
-    parser.add_argument("--plain", action="store_true", help="the plain path instead of the fast one (same numbers)")
-    parser.add_argument("--precision", choices=("fp32", "tf32", "bf16"), help="default fp32 on a CPU (bf16 needs AMX "
-                        "there), bf16 on a GPU")  # fmt: skip
+    add = parser.add_argument
+    add("--plain", action="store_true", help="the plain path instead of the fast one (same numbers)")
+    kinds = "default fp32 on a CPU (bf16 needs AMX there), bf16 on a GPU"
+    add("--precision", choices=("fp32", "tf32", "bf16"), help=kinds)
     size = a_number(float, lambda x: x >= 0, "a number of gigabytes")
-    parser.add_argument("--memory_gb", type=size, help="most the views may take before they are streamed (default: "
-                        "most of what is free)")  # fmt: skip
-    parser.add_argument("--restart", action="store_true", help="start afresh where an interrupted run left its state")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    most = "most the views may take before they are streamed (default: most of what is free)"
+    add("--memory_gb", type=size, help=most)
+    add("--restart", action="store_true", help="start afresh where an interrupted run left its state")
+    add("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
 
-args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
-
-import functools  # noqa: E402
-import itertools  # noqa: E402
-import math  # noqa: E402
-
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-import artefacts  # noqa: E402
-import configs  # noqa: E402
-import fast  # noqa: E402
-import parallel  # noqa: E402
-import utils  # noqa: E402
-from augment import copy_count, draw_masks, make_generator  # noqa: E402
-from batches import InMemory, copy_into, draw_epoch, open_views, section_steps  # noqa: E402
-from models import Contrastive, MaskedModel  # noqa: E402
-from pretrained import cloned, epoch_row, load_pretrained, save  # noqa: E402
-from resume import Resume  # noqa: E402
-from utils import UserError  # noqa: E402
+def load_views(args, config, engine):
+    """(windows, their shape, two views of each copy for training, the same for validation)."""
+    data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
+    configs.check_fits(config["model"], data_cfg, config["mask"])
+    cfg, method = config["train"], config["augment_method"]
+    rows = utils.split_windows(len(data), copy_count(method), cfg["seed"], cfg["split_by"])[:2]
+    if min(map(len, rows)) < 2:
+        path = utils.data_path(args.dataset, args.dataset_version)
+        raise UserError(f"{path} holds {len(data)} windows, too few to train and validate on: add more")
+    return len(data), data.shape[1:], *open_views(engine, data, rows, method, cfg["seed"], args.memory_gb)
 
 
-def train_step(step_losses, model, head, optimizer, views, cfg, draw, index, total, both, average=None):
-    """One update of both networks; adds the (masked, contrastive) losses to `total`, which stays on the device.
+def make_networks(files, config, device):
+    """The two networks and their optimiser, from scratch or from the model of -f; and the paths that they come from.
 
-    `average` puts the mean of the gradients over the processes that train together into them.
+    One Adam for both, which skips the head until that has gradients.
     """
-    order, masks, keep = draw.step(index)
-    masked, contrastive = step_losses(model, head, views.batch(order), masks, keep, both)
+    cfg, model_cfg, made_from = config["train"], config["model"], [files.data()]
+    torch.manual_seed(cfg["seed"])
+    model, head = MaskedModel(model_cfg).to(device), Contrastive(model_cfg["hidden"]).to(device)
+    if files.source:
+        weights, hint = utils.loss_weights(cfg), f"make it with: python pretrain.py -s {files.source}"
+        names = [files.pretraining(part, weights, files.source) for part in ("masked", "TC", "Contrastive")]
+        made_from += [names[0], names[2 if names[2].exists() and not names[1].exists() else 1]]  # the released name
+        artefacts.load_state(made_from[1], model, DEAD_MASKED, hint)
+        artefacts.load_state(made_from[2], head, hint=hint)
+    parameters = [*model.parameters(), *head.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=cfg["lr"], fused=True, capturable=device.type == "cuda")
+    return {"model": model, "head": head, "optimizer": optimizer}, made_from
+
+
+def train_step(engine, networks, views, draws, cfg, both):
+    """One update of both networks; returns their (masked, contrastive) losses, which stay on the device."""
+    model, head, optimizer = networks.values()
+    order, masks, keep = draws.step()
+    masked, contrastive = losses(engine, model, head, views.batch(order), masks, keep, both, engine.team.gather)
     loss = cfg["lambda1"] * masked + cfg["lambda2"] * contrastive if both else masked
     optimizer.zero_grad()
     loss.backward()
-    if average:
-        average([p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None])
+    engine.team.average([p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None])
     optimizer.step()
-    total += torch.stack([masked.detach(), contrastive.detach()])
+    return torch.stack([masked.detach(), contrastive.detach()])
 
 
 @torch.no_grad()
-def validate(step_losses, model, head, views, masks, batch_size, both, rank=0, size=1):
+def validate(engine, networks, views, masks, batch_size, both):
     """Mean (masked, contrastive) validation loss of networks in eval mode, with the same masks every time.
 
     All windows, in equal batches of at most batch_size: the contrastive loss depends on the batch's size. Of several
-    processes each takes every size-th batch, from `rank` on; the mean of what they return is the loss.
+    processes each takes every size-th batch, from its rank on; the mean of what they return is the loss.
     """
-    n, device = len(views), next(model.parameters()).device
-    total = torch.zeros(2, device=device)
+    n, team, total = len(views), engine.team, torch.zeros(2, device=engine.device)
     edges = [int(part[0]) for part in torch.arange(n).tensor_split(math.ceil(n / batch_size))] + [n]
-    for start, stop in list(itertools.pairwise(edges))[rank::size]:
-        part = torch.arange(start, stop, device=device)
+    for start, stop in list(itertools.pairwise(edges))[team.rank :: team.size]:
+        part = torch.arange(start, stop, device=engine.device)
         part_masks = masks.pick(torch.cat([part, part + n]))
-        both_losses = step_losses(model, head, views.between(start, stop), part_masks, None, both)
-        total += torch.stack(both_losses) * len(part)
-    return total * size / n
+        model, head, _ = networks.values()
+        found = losses(engine, model, head, views.between(start, stop), part_masks, None, both)
+        total += torch.stack(found) * len(part)
+    return total * team.size / n
+
+
+def recorded(engine, networks, views, val_views, draws, config):
+    """(step(both), check(both), the sums they leave): what they read and write stays in place, so a GPU replays it."""
+    cfg, (_, T, C) = config["train"], (0, *draws.shape)
+    generator = make_generator(engine.device, cfg["seed"], "validation masks")
+    masks = draw_masks(2 * len(val_views), T, C, config["mask"], generator, engine.add_spans)
+    trained, validated = torch.zeros(2, device=engine.device), torch.zeros(2, device=engine.device)
+
+    def step(both):
+        trained.add_(train_step(engine, networks, views, draws, cfg, both))
+
+    def check(both):
+        validated.copy_(validate(engine, networks, val_views, masks, cfg["batch_size"], both))
+
+    model, head, optimizer = networks.values()
+    step = engine.recorded(step, [model, head], optimizer, [trained, draws.index])
+    if isinstance(val_views, InMemory) and len(val_views) <= 100 * cfg["batch_size"]:
+        check = engine.recorded(check)
+    return step, check, (trained, validated)
+
+
+def epoch_row(epoch, values, cfg, both):
+    """An epoch's losses as a row of the CSV. Raises UserError if one is not finite."""
+    row = dict(zip(("train_masked", "train_contrastive", "val_masked", "val_contrastive"), values, strict=True))
+    if not all(map(math.isfinite, values)):
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
+        raise UserError(f"the loss is not finite in epoch {epoch + 1} ({terms}); lower 'lr' in the -t config")
+    joint = cfg["lambda1"] * row["val_masked"] + cfg["lambda2"] * row["val_contrastive"]
+    return {"epoch": epoch + 1, **row, "val_loss": joint if both else row["val_masked"]}
+
+
+def save(files, best, history, record, weights):
+    """Write the best epoch's masked model and contrastive head, and every epoch's losses; returns the models' paths."""
+    paths = [files.pretraining(part, weights) for part in ("masked", "TC")]
+    artefacts.save_state(paths[0], best["model"], record)
+    artefacts.save_state(paths[1], best["head"], record)
+    artefacts.save_table(files.pretraining("losses", weights), history)
+    return paths
 
 
 def main(args):
-    if args.deterministic:
-        utils.set_deterministic()
     if configs.method_of(args.model_version) == "v2":
-        import v2  # all of -mv v2 stands there
-
-        return v2.pretrain(args)
-    cfg = configs.read_train_config(args)
-    mask_cfg = configs.read_config(args.mask_cfg, configs.MASK_KEYS, dead=("mask_alpha",))
-    model_cfg = configs.read_encoder_config(args.model_version)
-    processes = parallel.Processes(args.gpu)  # one, unless torchrun started more
-    device = processes.device
-    precision = args.precision or fast.default_precision(model_cfg, device, args.plain)
-    step_losses = fast.losses_for(model_cfg, device, precision, args.plain)
-    seed, method = cfg["seed"], args.augument_method or "channel_aug"
-    data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
-    configs.check_fits(model_cfg, data_cfg, mask_cfg)
-    data_path = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
-
-    # data: the rows of the augmented set, split; two views of each, drawn once (for training anew each epoch if asked)
-    rows = utils.split_windows(len(data), copy_count(method), seed, cfg["split_by"])[:2]
-    n, val_n = map(len, rows)
-    if min(n, val_n) < 2:
-        raise UserError(f"{data_path} holds {len(data)} windows, too few to train and validate on: add more")
-    views, val_views = open_views(data, rows, method, seed, device, args.memory_gb)
-    shape = data.shape[1:]  # (T, C)
-    val_masks = draw_masks(2 * val_n, *shape, mask_cfg, make_generator(device, seed, "validation masks"))
-    B = min(cfg["batch_size"], n)
-    mine = processes.share(B)  # of each batch
-    steps, section = n // B, section_steps(B)  # of an epoch, the last partial batch dropped; drawn at once
-
-    # networks and optimiser: one Adam for both; it skips the head until that has gradients
-    torch.manual_seed(seed)
-    model, head = MaskedModel(model_cfg).to(device), Contrastive(model_cfg["hidden"]).to(device)
-    weights, stem = utils.loss_weights(cfg), utils.pretrain_stem(args, args.save_model)
-    made_from = [data_path]
-    if args.model_file:
-        made_from += load_pretrained(utils.pretrain_stem(args, args.model_file), weights, model, head)
-    optimizer = torch.optim.Adam(
-        [*model.parameters(), *head.parameters()], lr=cfg["lr"], fused=True, capturable=device.type == "cuda"
+        return v2.pretrain(args, fast.engine(args.gpu, args.deterministic))
+    config = configs.read_pretraining(args)
+    cfg, weights = config["train"], utils.loss_weights(config["train"])
+    engine = fast.engine(
+        args.gpu, args.deterministic, encoder=config["model"], precision=args.precision, on_gpu="bf16", plain=args.plain
     )
-    joined_losses = functools.partial(step_losses, gather=processes.gather) if processes.size > 1 else step_losses
+    team, config["precision"] = engine.team, engine.precision
+    print(engine.note) if engine.note else None
+    files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
+    count, shape, views, val_views = load_views(args, config, engine)
+    networks, made_from = make_networks(files, config, engine.device)
+    model, head, _ = networks.values()
+    draws = Draws(engine, len(views), shape, config, head)
 
-    # where an interrupted run of the same configuration stopped
-    config = {
-        "dataset": args.dataset, "dataset_version": args.dataset_version, "augment_method": method,
-        "model_version": args.model_version, "train": cfg, "mask": mask_cfg, "model": model_cfg, "precision": precision,
-    }  # fmt: skip
-    parents = {path: artefacts.fingerprint(path) for path in made_from}
-    path = "plain" if args.plain else "fast"  # a state goes on where it began: by rounding, the paths differ
-    how = {"made_from": parents, "device": device.type, "path": path}
-    how |= {"processes": processes.size} if processes.size > 1 else {}
-    resume = Resume(f"{stem}_state_{weights}.pt", config | how, args.restart, writes=processes.first)
-    processes.wait()  # until a state that must not count is gone
-    first, best, history = 0, {"loss": math.inf}, []
-    if state := resume.load():
-        model.load_state_dict(state["model"]), head.load_state_dict(state["head"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, best, history = state["epoch"], state["best"], state["history"]
-        print(f"continuing from {resume.path}: {first} of {cfg['n_epochs']} epochs are done")
+    resume = Resume(files.pretraining("state", weights), config | engine.how(made_from), args.restart, team.first)
+    team.wait()  # until a state that must not count is gone
+    first, best, history = resume.restore(networks, cfg["n_epochs"])
+    draws.start(first)
+    step, check, found = recorded(engine, networks, views, val_views, draws, config)
 
-    # what a step reads and writes stays in place, so that a step can be recorded and replayed
-    draws = (
-        draw for epoch in itertools.count(first)
-        for draw in draw_epoch(n, B, steps, shape, mask_cfg, head, make_generator(device, seed, "epoch", epoch), mine)
-    )  # fmt: skip
-    draw = upcoming = next(draws)
-    index = torch.zeros(1, dtype=torch.int64, device=device)
-    trained, validated = torch.zeros(2, device=device), torch.zeros(2, device=device)
-
-    def train(both):
-        average = processes.average if processes.size > 1 else None
-        train_step(joined_losses, model, head, optimizer, views, cfg, draw, index, trained, both, average)
-        index.add_(1)
-
-    def evaluate(both):
-        batch_size, of_all = cfg["batch_size"], (processes.rank, processes.size)
-        validated.copy_(validate(step_losses, model, head, val_views, val_masks, batch_size, both, *of_all))
-
-    if device.type == "cuda" and not args.plain:
-        if processes.size == 1 or parallel.RECORD:
-            train = fast.Captured(train, [model, head], optimizer, [trained, index])
-        if isinstance(val_views, InMemory) and val_n <= 100 * cfg["batch_size"]:
-            evaluate = fast.Captured(evaluate)
-
-    print(f"{args.dataset}: {len(data)} windows, {n} for training and {val_n} for validation "
-          f"with their copies ({method}); {steps} steps an epoch on {device}, {precision}")  # fmt: skip
-    quiet = args.quiet or not processes.first
+    parts = f"{len(views)} for training and {len(val_views)} for validation with their copies"
+    where = f"{draws.steps} steps an epoch on {engine.device}, {engine.precision}"
+    print(f"{args.dataset}: {count} windows, {parts} ({config['augment_method']}); {where}")
     joint = cfg["n_epochs"] - cfg["n_epochs_cl"]  # the first epoch with both losses
-    with resume.guard(), tqdm(total=cfg["n_epochs"], initial=first, unit="epoch", disable=quiet) as bar:
+    bar = tqdm(total=cfg["n_epochs"], initial=first, unit="epoch", disable=args.quiet or not team.first)
+    with resume.guard(), bar:
         for epoch in range(first, cfg["n_epochs"]):
-            now = min(steps, cfg["total_steps"] - epoch * steps) if cfg["total_steps"] else steps
-            if now <= 0:
+            steps = min(draws.steps, cfg["total_steps"] - epoch * draws.steps) if cfg["total_steps"] else draws.steps
+            if steps <= 0:
                 break
             both = epoch >= joint
             if epoch == joint:
                 best = {"loss": math.inf}  # what is saved comes from the epochs with both losses
             if cfg["views"] == "epoch" and epoch > 0:
-                views.renew(seed, epoch)
+                views.renew(cfg["seed"], epoch)
 
-            model.train(), head.train(), trained.zero_()
-            for start in range(0, now, section):  # once, unless the data are many
-                copy_into(draw, upcoming), index.zero_()
-                for _ in views.batches(draw.order[: min(section, now - start)]):
-                    train(both)
-                if start + section >= now:
-                    model.eval(), head.eval()
-                    evaluate(both)
-                with fast.aside(device):  # while a GPU is still busy with all that
-                    upcoming = next(draws)
+            model.train(), head.train(), found[0].zero_()
+            for order in draws.epoch(steps):  # once, unless the data are many
+                for _ in views.batches(order):
+                    step(both)
+            model.eval(), head.eval()
+            check(both)
+            draws.ahead()  # while a GPU is still busy with all that
 
-            sums = torch.cat([trained / now, validated])
-            processes.average([sums])
+            sums = torch.cat([found[0] / steps, found[1]])
+            team.average([sums])
             row = epoch_row(epoch, sums.tolist(), cfg, both)
             history.append(row)
             if row["val_loss"] < best["loss"]:
-                best = {"loss": row["val_loss"], "epoch": epoch + 1, "model": cloned(model), "head": cloned(head)}
-            bar.set_postfix_str(f"masked {row['train_masked']:.3f} contrastive {row['train_contrastive']:.3f} "
-                                f"validation {row['val_loss']:.3f} best {best['loss']:.3f}", refresh=False)  # fmt: skip
+                best = {"loss": row["val_loss"], "epoch": epoch + 1, **artefacts.states(model=model, head=head)}
+            text = "masked {train_masked:.3f} contrastive {train_contrastive:.3f} validation {val_loss:.3f}"
+            bar.set_postfix_str(f"{text.format(**row)} best {best['loss']:.3f}", refresh=False)
             bar.update()
-            resume.after_epoch(lambda epoch=epoch, best=best: {
-                "model": model.state_dict(), "head": head.state_dict(), "optimizer": optimizer.state_dict(),
-                "epoch": epoch + 1, "best": best, "history": history,
-            })  # fmt: skip
+            resume.after_epoch(networks, epoch=epoch + 1, best=best, history=history)
 
-    with resume.guard():  # a signal or a full disk here must not cost the run either
-        record = artefacts.make_record(config, made_from, str(device), epoch=best["epoch"], epochs=len(history))
-        paths = save(stem, weights, best, history, record, processes.first)
+        record = artefacts.make_record(config, made_from, str(engine.device), epoch=best["epoch"], epochs=len(history))
+        paths = save(files, best, history, record, weights) if team.first else []
     resume.finished()
-    del train, evaluate  # recorded collectives go before their processes part
-    processes.leave()
-    print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved {paths[0]}, {paths[1]}")
+    del step, check  # recorded collectives go before their processes part
+    team.leave()
+    print(f"lowest validation loss {best['loss']:.4f} in epoch {best['epoch']}; saved", ", ".join(map(str, paths)))
     return {"paths": paths, "best_loss": best["loss"], "best_epoch": best["epoch"], "history": history}
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, args))
+    sys.exit(run(main, get_args))

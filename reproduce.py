@@ -15,25 +15,26 @@ targets. A row that is in saved/results.csv is not run again, and a run that was
 removed when its classifiers are trained.
 """
 
+import argparse
 import sys
-from pathlib import Path
 
-import configs
-from utils import Parser, UserError, a_device, a_name, a_number, run
+import torch
+
+import utils
+from bookkeeping import configs, ledger
+from bookkeeping.commands import Parser, UserError, a_device, a_name, a_number, run
+from experiments import figures, jobs, table
+from experiments.grid import RATE, Grid, prepared, read_variants
 
 
 def _epochs(text):
     """An argparse type: N, or SOURCE=N; gives (source or None, N)."""
     source, _, number = text.rpartition("=")
-    return (
-        a_name(source) if source else None,
-        a_number(int, lambda n: n > 0, "a number of epochs, or SOURCE=N")(number),
-    )
+    count = a_number(int, lambda n: n > 0, "a number of epochs, or SOURCE=N")
+    return a_name(source) if source else None, count(number)
 
 
 def get_args(argv=None):
-    import argparse
-
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     whole = a_number(int, lambda n: n > 0, "a whole number from 1")
@@ -48,13 +49,8 @@ def get_args(argv=None):
     add("--epochs", nargs="+", type=_epochs, default=[], help="pretraining epochs, half and half: N, or SOURCE=N ...")
     add("--classifier_epochs", type=whole, help="default: those of config/train.json")
     add("-dv", "--dataset_version", type=a_name, default="20_120", help="rate_length of the windows (default 20_120)")
-    add(
-        "-l",
-        "--label_index",
-        type=a_number(int, lambda n: n >= 0, "a column's index"),
-        default=0,
-        help="label column",
-    )
+    column = a_number(int, lambda n: n >= 0, "a column's index")
+    add("-l", "--label_index", type=column, default=0, help="label column")
     add("-g", "--gpus", nargs="+", type=a_device, help="GPUs to use, or cpu (default: all GPUs, else the CPU)")
     jobs = a_number(int, lambda n: n >= 0, "a whole number")
     add("--jobs", type=jobs, default=1, help="jobs side by side on each GPU, or on the CPU; 0: in this process")
@@ -71,26 +67,20 @@ def get_args(argv=None):
     return args
 
 
-args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
-
-
 def make_grid(args):
     """The Grid of the flags; what they leave open is for a run the default, and for --table and --figures all there is.
 
     Raises UserError if no pair of data sets is left.
     """
-    import ledger
-    from grid import RATE, Grid, prepared, read_variants
-
     here = prepared(args.dataset_version)
     sources, targets = args.sources or here, args.targets or here
     for name in dict.fromkeys([*sources, *targets]):
         configs.dataset_config(name, args.dataset_version)
-        if not Path(f"dataset/{name}/data_{args.dataset_version}.npy").is_file():
+        if not utils.data_path(name, args.dataset_version).is_file():
             raise UserError(f"dataset/{name}: no windows here; make them with: python dataset/prepare.py -d {name}")
     if not any(s != t for s in sources for t in targets):
-        raise UserError(f"no pair of data sets: prepared here are {', '.join(here) or 'none'}; make them with "
-                        "python dataset/prepare.py, or see --sources and --targets")  # fmt: skip
+        make = "make them with python dataset/prepare.py, or see --sources and --targets"
+        raise UserError(f"no pair of data sets: prepared here are {', '.join(here) or 'none'}; {make}")
     rows = ledger.read_rows().values() if args.table or args.figures else []
     seeds = [args.first_seed + i for i in range(args.seeds or 3)]
     runs = [(seed, seed) for seed in seeds]
@@ -103,15 +93,13 @@ def make_grid(args):
     versions = {row.get("model_version") or "v1" for row in rows}
     there = [name for name, entry in read_variants().items() if entry["model_version"] in versions]
     variants = args.variants or (there if rows else ["full"])
-    return Grid(sources, targets, variants, rates, runs, version=args.dataset_version, label_index=args.label_index,
-                gpu=args.gpus[0] if args.gpus else None, epochs=epochs,
-                classifier_epochs=args.classifier_epochs)  # fmt: skip
+    more = {"version": args.dataset_version, "label_index": args.label_index, "epochs": epochs}
+    more |= {"gpu": args.gpus[0] if args.gpus else None, "classifier_epochs": args.classifier_epochs}
+    return Grid(sources, targets, variants, rates, runs, **more)
 
 
 def slots_for(args):
     """Where jobs run, an entry for each that may run at once: the GPUs in turn, --jobs times."""
-    import torch
-
     gpus = args.gpus or list(range(torch.cuda.device_count() if torch.cuda.is_available() else 0)) or ["cpu"]
     return gpus * max(1, args.jobs)
 
@@ -134,9 +122,6 @@ def print_commands(grid):
 
 def run_grid(args, grid):
     """Run what is missing of the grid; returns the failures."""
-    import jobs
-    import ledger
-
     keys = {job: {grid.key(cell) for cell in grid.cells(job)} for job in grid.jobs()}
 
     def finished():
@@ -155,8 +140,6 @@ def run_grid(args, grid):
 
 
 def main(args):
-    import jobs
-
     grid = make_grid(args)
     if args.commands:
         return print_commands(grid)
@@ -172,12 +155,8 @@ def main(args):
     failed = [] if only_read else run_grid(args, grid)
     result = None
     if args.table or not only_read:
-        import table
-
         result = table.write(grid)
     if args.figures or not (only_read or args.no_figures):
-        import figures
-
         figures.write(grid, args.projection)
     if failed:
         print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
@@ -186,4 +165,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, args))
+    sys.exit(run(main, get_args))

@@ -19,10 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from bookkeeping.commands import Parser, UserError, run
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-
-from utils import Parser, UserError, run  # noqa: E402
 
 
 def get_args(argv=None):
@@ -43,8 +43,8 @@ def lay_out(folder, args):
     """A project folder: configurations of the short schedule, and the two data sets, thinned out."""
     import numpy as np
 
-    import artefacts
     import utils
+    from bookkeeping import artefacts
 
     (folder / "dataset").mkdir()
     for name in ("config", "dataset/data_config.json"):
@@ -82,7 +82,7 @@ def one_run(args, path, seed):
 
 
 def main(args):
-    import artefacts
+    from bookkeeping import artefacts
 
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
@@ -126,4 +126,4 @@ def compare(plain, other, path, args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, get_args()))
+    sys.exit(run(main, get_args))

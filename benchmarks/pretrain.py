@@ -20,10 +20,11 @@ import sys
 import time
 from pathlib import Path
 
+from bookkeeping.commands import Parser, run
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils import Parser, run  # noqa: E402
 
 SCRIPTS = ("pretrain.py", "embedding.py", "classifier.py", "cross_dataset_test.py")
 
@@ -127,11 +128,11 @@ def make_step(device, step_losses, both, windows, graph):
     """A function that trains one step on `windows` views, as pretrain.py does it."""
     import torch
 
-    import configs
     import fast
     import pretrain
     from augment import make_generator, two_views
     from batches import InMemory, draw_epoch
+    from bookkeeping import configs
     from models import Contrastive, MaskedModel
 
     mask_cfg = configs.read_config("config/mask.json", configs.MASK_KEYS)
@@ -157,8 +158,8 @@ def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
     """One row a half and precision: milliseconds a step on the plain and the fast path, their ratio, limits."""
     import torch
 
-    import configs
     import fast
+    from bookkeeping import configs
     from models import losses as plain_losses
 
     model_cfg = configs.read_encoder_config("v1")
@@ -202,8 +203,8 @@ def measure_stages(device, windows):
     """Windows a second of the encoder (before any file is written) and of encoder and classifier together."""
     import torch
 
-    import configs
     import cross_dataset_test
+    from bookkeeping import configs
     from models import Classifier, MaskedModel, encode
 
     torch.set_float32_matmul_precision("highest")  # as in the scripts
@@ -233,8 +234,8 @@ def measure_classifier(device, rows, rounds, precision="fp32", epochs=100, rate=
     import torch
 
     import classifier
-    import configs
     from augment import make_generator
+    from bookkeeping import configs
     from models import Classifier
 
     model = Classifier(configs.read_classifier_config("v1"), 4).to(device)
@@ -279,9 +280,9 @@ def start_up():
 def main(args):
     import torch
 
-    import artefacts
     import fast
     import utils
+    from bookkeeping import artefacts
 
     device = utils.pick_device(args.gpu if args.gpu in (None, "cpu") else int(args.gpu))
     if device.type == "cpu":
@@ -327,4 +328,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, get_args()))
+    sys.exit(run(main, get_args))

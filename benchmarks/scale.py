@@ -21,12 +21,14 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+
+from augment import COPIES
+from bookkeeping.commands import Parser, UserError, run
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-
-from utils import COPIES, Parser, UserError, run  # noqa: E402
 
 HALVES = ("masked", "masked + contrastive")
 ENTRY = {"sr": 20, "seq_len": 120, "dimension": 6, "activity_label_index": 0, "activity_label_size": 1}
@@ -165,8 +167,8 @@ def table(rows):
 
 def draw(rows, path):
     """Memory and milliseconds a step against the number of windows."""
-    import artefacts
-    from figures import COLOURS, STYLE, plt
+    from bookkeeping import artefacts
+    from experiments.figures import COLOURS, STYLE, plt
 
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -202,7 +204,7 @@ def main(args):
                     for mode in args.modes:
                         if mode == "streamed" or needed <= args.memory_gb:
                             rows.append(measure(folder, args, windows, processes, mode, half))
-    import artefacts
+    from bookkeeping import artefacts
 
     machine = {"machine": platform.processor() or platform.machine(), "date": time.strftime("%Y-%m-%d")}
     artefacts.save_json("results/scale.json", machine | {"batch": args.batch, "rows": rows})
@@ -213,4 +215,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, get_args()))
+    sys.exit(run(main, get_args))

@@ -11,10 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from bookkeeping.commands import Parser, UserError, run
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils import Parser, UserError, run  # noqa: E402
 
 REPLAYS = 20
 
@@ -45,11 +46,10 @@ def kernels(step):
 def main(args):
     import torch
 
-    import artefacts
-    import configs
     import fast
     import utils
     from benchmarks.pretrain import load_copies, make_step, timed
+    from bookkeeping import artefacts, configs
 
     if not torch.cuda.is_available():
         raise UserError("benchmarks/step.py needs a CUDA GPU; on a CPU use torch.profiler on pretrain.py --plain")
@@ -73,4 +73,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, get_args()))
+    sys.exit(run(main, get_args))

@@ -10,7 +10,7 @@ import re
 import zipfile
 from pathlib import Path
 
-from utils import UserError
+from bookkeeping.commands import UserError
 
 MEMBERS = 100_000  # more than this many files is no data set
 

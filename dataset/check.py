@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from configs import label_names
+from bookkeeping.commands import UserError
+from bookkeeping.configs import label_names
 from dataset import motion
 from dataset.store import paths
 from dataset.windows import GRAVITY, VERSION
-from utils import UserError, load_windows, window_labels
+from utils import load_windows, window_labels
 
 BLOCK = 4096  # windows at a time
 CHANNELS = ("acc x", "acc y", "acc z", "gyro x", "gyro y", "gyro z")

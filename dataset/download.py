@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from utils import UserError
+from bookkeeping.commands import UserError
 
 FOLDER = Path("downloads")
 TIMEOUT = 30  # seconds without a byte

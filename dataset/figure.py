@@ -4,10 +4,11 @@ import io
 
 import numpy as np
 
-from artefacts import atomic
-from configs import label_names
+from bookkeeping.artefacts import atomic
+from bookkeeping.commands import UserError
+from bookkeeping.configs import label_names
 from dataset.windows import RATE, VERSION
-from utils import UserError, load_windows, window_labels
+from utils import load_windows, window_labels
 
 AXES = {"x": "tab:blue", "y": "tab:orange", "z": "tab:green"}
 SENSORS = (("acceleration (m/s²)", slice(0, 3)), ("rotation rate (rad/s)", slice(3, 6)))

@@ -7,9 +7,9 @@ changes belongs to no window, and after it, a gap or a slot without one of the s
 
 import numpy as np
 
+from bookkeeping.commands import UserError
 from dataset.tables import csv_blocks, header
 from dataset.windows import STEPS, Windows, runs, window_starts
-from utils import UserError
 
 EXPECTED = 7968
 SLOT = 50_000_000  # ns: 20 Hz

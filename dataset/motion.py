@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from bookkeeping.commands import UserError
 from dataset.tables import header, read_csv
 from dataset.windows import GRAVITY, SAMPLES_50, Windows, pool_50_hz, window_starts
-from utils import UserError
 
 USERS = 24
 EXPECTED = 4108

@@ -16,10 +16,11 @@ import re
 import sys
 from pathlib import Path
 
+from bookkeeping.commands import Parser, UserError, run, warn
+
 if __name__ == "__main__":  # the project's folder instead of this one, so that `dataset` and `utils` are found
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from utils import Parser, UserError, run, warn  # noqa: E402
 
 BUILT_IN = ("uci", "motion", "shoaib", "hhar", "sim")
 
@@ -127,4 +128,4 @@ def prepare_recordings(args):
 
 
 if __name__ == "__main__":
-    run(main, get_args())
+    run(main, get_args)

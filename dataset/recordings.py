@@ -24,11 +24,11 @@ import re
 
 import numpy as np
 
+from bookkeeping.commands import UserError
 from dataset.archives import open_source
 from dataset.resample import HIGHEST, LOWEST, nominal_rate, resample
 from dataset.tables import header, read_csv
 from dataset.windows import CLASSES, GRAVITY, STEPS, Windows, runs, window_starts
-from utils import UserError
 
 LIMIT = 16 << 30  # bytes that an archive may unpack to
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -50,7 +50,7 @@ class Layout:
     """A checked recordings JSON. Attributes are the keys above. Raises UserError that names the file and the key."""
 
     def __init__(self, path):
-        from artefacts import read_json
+        from bookkeeping.artefacts import read_json
 
         self.where = str(path)
         spec = read_json(path, "the description of your recordings")

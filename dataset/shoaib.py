@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from bookkeeping.commands import UserError
 from dataset.tables import header, read_csv
 from dataset.windows import SAMPLES_50, Windows, pool_50_hz, runs, window_starts
-from utils import UserError
 
 PARTICIPANTS = 10
 EXPECTED = 7500

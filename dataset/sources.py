@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from bookkeeping.commands import UserError
 from dataset import download
 from dataset.archives import open_source
-from utils import UserError
 
 GB = 1 << 30
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from artefacts import atomic, fingerprint, read_json, save_json, save_npy
-from configs import find_config
+from bookkeeping.artefacts import atomic, fingerprint, read_json, save_json, save_npy
+from bookkeeping.commands import UserError
+from bookkeeping.configs import find_config
 from dataset.windows import CLASSES, VERSION, config_entry, label_array
-from utils import UserError
 
 CONFIG = Path("dataset") / "data_config.json"
 

@@ -8,7 +8,7 @@ import io
 
 import numpy as np
 
-from utils import UserError
+from bookkeeping.commands import UserError
 
 BLOCK = 32 << 20  # bytes of a large CSV file that are parsed at a time
 

@@ -12,9 +12,9 @@ import tarfile
 
 import numpy as np
 
+from bookkeeping.commands import UserError
 from dataset.tables import read_table
 from dataset.windows import GRAVITY, Windows, pool_50_hz, runs, window_starts
-from utils import UserError
 
 USERS = 30
 EXPERIMENTS = 61

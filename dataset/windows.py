@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from utils import UserError
+from bookkeeping.commands import UserError
 
 RATE = 20  # Hz
 STEPS = 120  # 6 s

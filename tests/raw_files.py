@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset import prepare
+from dataset.archives import open_source
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from dataset import prepare  # noqa: E402
-from dataset.archives import open_source  # noqa: E402
 
 GB = 1 << 30  # more than any made-up archive unpacks to
 

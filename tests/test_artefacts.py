@@ -14,8 +14,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import artefacts
-from utils import UserError
+from bookkeeping import artefacts
+from bookkeeping.commands import UserError
 
 PRETRAINED = "saved/pretrain_base_a_20_120/model_masked_6_1.pt"
 CLASSIFIED = "saved/classifier_base_transformer_a_20_120/model_transformer.pt"
@@ -370,7 +370,7 @@ def read_csv(path):
 
 APPEND = """
 import sys; sys.path.insert(0, {root!r})
-import artefacts
+from bookkeeping import artefacts
 for i in range({count}):
     artefacts.append_row({path!r}, {{"writer": sys.argv[1], "row": i, "text": "x, y\\n" * 50}})
     if i == {ready}:

@@ -33,7 +33,7 @@ from augment import (
     two_views,
     weak_view,
 )
-from utils import AUGMENTATIONS, UserError
+from bookkeeping.commands import AUGMENTATIONS, UserError
 
 T, C, M = 120, 6, 18
 MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}

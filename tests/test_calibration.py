@@ -1,4 +1,4 @@
-"""calibration.py on generated predictions whose calibration is known, and confidence in the scripts end to end."""
+"""metrics.py on generated predictions whose calibration is known, and confidence in the scripts end to end."""
 
 import csv
 import json
@@ -8,14 +8,14 @@ import pytest
 import torch
 from conftest import CLASSIFIER, TRAIN, make_windows
 
-import baselines
-import calibration
 import cross_dataset_test
-import ledger
+import metrics
 import utils
+from bookkeeping import ledger
+from bookkeeping.commands import UserError
+from experiments import baselines
 from metrics import scores
 from models import Classifier
-from utils import UserError
 
 CLASSIFIED = "saved/classifier_base_transformer_a_20_120"
 COLUMNS = ["temperature", "ece", "ece_uncalibrated", "source_ece", "source_ece_uncalibrated"]
@@ -57,47 +57,47 @@ def plain_ece(probabilities, labels, bins):
 @pytest.mark.parametrize("scale", [0.4, 1, 2.5, 10])
 def test_the_temperature_undoes_a_known_miscalibration(scale):
     logits, labels = generated()
-    found = calibration.fit_temperature(scale * logits, labels)
+    found = metrics.fit_temperature(scale * logits, labels)
     assert found == pytest.approx(scale, rel=0.03)
-    assert found == pytest.approx(scale * calibration.fit_temperature(logits, labels), rel=1e-6)
-    error = calibration.errors(scale * logits, labels, found)
+    assert found == pytest.approx(scale * metrics.fit_temperature(logits, labels), rel=1e-6)
+    error = metrics.errors(scale * logits, labels, found)
     assert error["ece"] < 0.012
     assert scale == 1 or error["ece_uncalibrated"] > 0.1
 
 
 def test_the_temperature_has_the_least_negative_log_likelihood():
     logits, labels = generated(50, seed=3)
-    found = calibration.fit_temperature(3 * logits, labels)
+    found = metrics.fit_temperature(3 * logits, labels)
     best = likelihood(3 * logits, labels, found)
-    others = np.geomspace(calibration.LOWEST, calibration.HIGHEST, 400)
+    others = np.geomspace(metrics.LOWEST, metrics.HIGHEST, 400)
     assert all(best <= likelihood(3 * logits, labels, t) + 1e-12 for t in others)
     assert best < min(likelihood(3 * logits, labels, t) for t in (0.99 * found, 1.01 * found))
 
 
 def test_no_prediction_changes_and_no_offset_counts():
     logits, labels = generated(300)
-    found = calibration.fit_temperature(2 * logits, labels)
-    assert np.array_equal(calibration.probabilities(2 * logits, found).argmax(1), logits.argmax(1))
-    assert calibration.fit_temperature(2 * logits + 1e4 * labels[:, None], labels) == pytest.approx(found, rel=1e-6)
-    np.testing.assert_allclose(calibration.probabilities(logits * 1e4).sum(1), 1)  # no overflow
+    found = metrics.fit_temperature(2 * logits, labels)
+    assert np.array_equal(metrics.probabilities(2 * logits, found).argmax(1), logits.argmax(1))
+    assert metrics.fit_temperature(2 * logits + 1e4 * labels[:, None], labels) == pytest.approx(found, rel=1e-6)
+    np.testing.assert_allclose(metrics.probabilities(logits * 1e4).sum(1), 1)  # no overflow
 
 
 def test_tensors_give_what_arrays_give():
     logits, labels = (part[:200] for part in generated())
     logits = logits.astype(np.float32)
     tensors = torch.tensor(logits, requires_grad=True), torch.tensor(labels)
-    assert calibration.fit_temperature(*tensors) == calibration.fit_temperature(logits, labels)
-    assert calibration.assess(*tensors, 2.0, 0.5) == calibration.assess(logits, labels, 2.0, 0.5)
+    assert metrics.fit_temperature(*tensors) == metrics.fit_temperature(logits, labels)
+    assert metrics.assess(*tensors, 2.0, 0.5) == metrics.assess(logits, labels, 2.0, 0.5)
 
 
 def test_where_the_likelihood_has_no_minimum_within_the_bounds():
     logits, labels = generated(200)
-    assert calibration.fit_temperature(logits, logits.argmax(1)) == 1  # all right: the set says nothing about errors
-    assert calibration.fit_temperature(np.zeros((5, 3)), np.arange(5) % 3) == 1
-    assert calibration.fit_temperature(logits, logits.argmin(1)) == calibration.HIGHEST
+    assert metrics.fit_temperature(logits, logits.argmax(1)) == 1  # all right: the set says nothing about errors
+    assert metrics.fit_temperature(np.zeros((5, 3)), np.arange(5) % 3) == 1
+    assert metrics.fit_temperature(logits, logits.argmin(1)) == metrics.HIGHEST
     mostly = logits.argmax(1)
     mostly[0] = logits[0].argmin()
-    assert calibration.fit_temperature(1e-4 * logits, mostly) == calibration.LOWEST
+    assert metrics.fit_temperature(1e-4 * logits, mostly) == metrics.LOWEST
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_where_the_likelihood_has_no_minimum_within_the_bounds():
 )
 def test_what_cannot_be_fitted_is_an_error(logits, labels):
     with pytest.raises(ValueError):
-        calibration.fit_temperature(logits, labels)
+        metrics.fit_temperature(logits, labels)
 
 
 # -------------------------------------------------------------------------------- calibration error, abstention
@@ -114,37 +114,37 @@ def test_what_cannot_be_fitted_is_an_error(logits, labels):
 
 def test_the_error_of_calibrated_and_of_overconfident_predictions():
     logits, labels = generated(100000)
-    assert calibration.ece(calibration.probabilities(logits), labels) < 0.006
+    assert metrics.ece(metrics.probabilities(logits), labels) < 0.006
     sure = np.tile([0.9, 0.06, 0.04], (1000, 1))
     labels = np.repeat([0, 1], [700, 300])
-    assert calibration.ece(sure, labels) == pytest.approx(0.2)
-    count, confidence, accuracy = calibration.reliability(sure, labels)
+    assert metrics.ece(sure, labels) == pytest.approx(0.2)
+    count, confidence, accuracy = metrics.reliability(sure, labels)
     assert count[13] == count.sum() == 1000 and (confidence[13], accuracy[13]) == pytest.approx((0.9, 0.7))
 
 
 @pytest.mark.parametrize("bins", [5, 15])
 def test_the_error_is_that_of_a_plain_loop(bins):
     logits, labels = generated(400, seed=1)
-    probabilities = calibration.probabilities(logits)
+    probabilities = metrics.probabilities(logits)
     edges = [[0.6, 0.4], [1 / 5, 4 / 5], [2 / 3, 1 / 3], [1.0, 0.0]]  # on a bin's upper edge: that bin's own
     probabilities[:4] = np.pad(edges, ((0, 0), (0, 2)))
-    assert calibration.ece(probabilities, labels, bins) == pytest.approx(plain_ece(probabilities, labels, bins))
+    assert metrics.ece(probabilities, labels, bins) == pytest.approx(plain_ece(probabilities, labels, bins))
 
 
 def test_abstention_counts_the_windows_of_at_least_the_threshold():
     logits, labels = generated(500, seed=2)
-    top = calibration.probabilities(logits, 1.5).max(1)
+    top = metrics.probabilities(logits, 1.5).max(1)
     threshold = float(np.sort(top)[200])  # one of them: it is kept
-    found = calibration.abstention(logits, labels, 1.5, threshold)
+    found = metrics.abstention(logits, labels, 1.5, threshold)
     mask = np.array([t >= threshold for t in top])
     assert (found["windows_kept"], found["coverage"]) == (300, 0.6)
     assert found["accuracy_kept"] == np.mean(logits[mask].argmax(1) == labels[mask])
     assert found["f1_macro_kept"] == scores(labels[mask], logits[mask].argmax(1), 4)["f1_macro"]
-    everything = calibration.abstention(logits, labels, 1.5, 0)
+    everything = metrics.abstention(logits, labels, 1.5, 0)
     assert everything["coverage"] == 1 and everything["accuracy_kept"] == np.mean(logits.argmax(1) == labels)
-    nothing = calibration.assess(logits, labels, 1.5, 1)
+    nothing = metrics.assess(logits, labels, 1.5, 1)
     assert nothing["coverage"] == 0 and nothing["accuracy_kept"] is None
-    assert calibration.report(nothing).endswith("0 windows kept, coverage 0.0000")
+    assert metrics.confidence_report(nothing).endswith("0 windows kept, coverage 0.0000")
 
 
 # ---------------------------------------------------------------------------------------------- the scripts
@@ -171,9 +171,9 @@ def classifier_logits(part):
 
 def test_the_temperature_is_fitted_on_the_sources_validation_part(unsure, capsys):
     record = json.load(open(f"{CLASSIFIED}/model_transformer.json"))
-    assert record["temperature"] == pytest.approx(calibration.fit_temperature(*classifier_logits(1)), rel=1e-4)
-    assert record["temperature"] not in (1, calibration.LOWEST, calibration.HIGHEST)
-    for name, value in calibration.errors(*classifier_logits(2), record["temperature"]).items():
+    assert record["temperature"] == pytest.approx(metrics.fit_temperature(*classifier_logits(1)), rel=1e-4)
+    assert record["temperature"] not in (1, metrics.LOWEST, metrics.HIGHEST)
+    for name, value in metrics.errors(*classifier_logits(2), record["temperature"]).items():
         assert record["source_test"][name] == pytest.approx(value, abs=1e-5)
     unsure.run("classifier", "-d", "a", "-lr", 0.5)
     line = capsys.readouterr().out.splitlines()[-1]
@@ -188,7 +188,7 @@ def test_rows_gain_their_columns_after_the_old_ones(unsure):
     temperature = ledger.read_temperature(f"{CLASSIFIED}/model_transformer_b.npz")
     record = json.load(open(f"{CLASSIFIED}/model_transformer.json"))
     assert temperature == record["temperature"]
-    for name, value in {"temperature": temperature, **calibration.errors(logits, label, temperature)}.items():
+    for name, value in {"temperature": temperature, **metrics.errors(logits, label, temperature)}.items():
         assert float(row[name]) == pytest.approx(value, abs=1e-6)
     assert float(row["source_ece"]) == round(record["source_test"]["ece"], 6)
     assert row["ece"] != row["ece_uncalibrated"] and row["source_ece"] != row["source_ece_uncalibrated"]
@@ -225,7 +225,7 @@ def test_abstaining_end_to_end(unsure, capsys):
     npz = f"{CLASSIFIED}/model_transformer_b.npz"
     key = rows()[0]["config_hash"]
     _, label, logits = ledger.read_predictions(npz, key)
-    top = calibration.probabilities(logits, ledger.read_temperature(npz)).max(1)
+    top = metrics.probabilities(logits, ledger.read_temperature(npz)).max(1)
     threshold = round(float(np.median(top)), 4)
     unsure.run("cross_dataset_test", "-d", "a", "-td", "b", "--abstain", threshold)
     mask = top >= threshold
@@ -287,7 +287,7 @@ def test_baselines_have_the_same_columns(project, monkeypatch, capsys, name):
     npz = f"saved/baseline_{name}_a_20_120/model_b.npz"
     _, label, values = ledger.read_predictions(npz, row["config_hash"])
     temperature = ledger.read_temperature(npz)
-    found = calibration.assess(values, label, temperature, 0.4)
+    found = metrics.assess(values, label, temperature, 0.4)
     for column in ("ece", "ece_uncalibrated", "coverage", "accuracy_kept"):
         assert float(row[column]) == pytest.approx(found[column], abs=1e-6)
     out = capsys.readouterr().out

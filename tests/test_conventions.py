@@ -5,7 +5,7 @@ import ast
 import pytest
 from conftest import ROOT
 
-import configs
+from bookkeeping import configs
 
 SOURCES = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "dataset").glob("*.py"))]
 TEXT = {path: path.read_text(encoding="utf-8") for path in SOURCES}

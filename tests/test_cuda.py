@@ -14,6 +14,7 @@ import pretrain
 import utils
 from augment import draw_masks, instance_norm, make_generator
 from batches import InMemory, draw_epoch, open_views
+from bookkeeping import commands
 from models import Contrastive, MaskedModel, draw_keep, losses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
@@ -123,7 +124,7 @@ def test_deterministic_runs_on_the_gpu_give_the_same_bits(project):
 
 def test_a_gpu_is_used_without_a_flag_and_one_that_is_not_there_is_refused():
     assert utils.pick_device(None).type == "cuda"
-    with pytest.raises(utils.UserError, match="no such GPU; GPUs here: 0"):
+    with pytest.raises(commands.UserError, match="no such GPU; GPUs here: 0"):
         utils.pick_device(99)
 
 

@@ -5,8 +5,8 @@ import torch
 
 import fast
 from augment import draw_masks, instance_norm
+from bookkeeping.commands import UserError
 from models import Contrastive, MaskedModel, draw_keep, losses
-from utils import UserError
 
 ENCODER = {
     "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True

@@ -18,7 +18,7 @@ import torch
 from conftest import CLASSIFIER as CLASSIFIER_CONFIG
 from conftest import DATASET, ENCODER, MASK, TRAIN
 
-from utils import UserError
+from bookkeeping.commands import UserError
 
 PRETRAINED = "saved/pretrain_base_a_20_120/model_masked_6_1"
 CLASSIFIED = "saved/classifier_base_transformer_a_20_120/model_transformer"

@@ -5,21 +5,22 @@ import re
 import subprocess
 import sys
 
+import parallel
 import pytest
 import torch
 from conftest import ROOT
 
-import parallel
 import pretrain
 import utils
-from utils import UserError
+from bookkeeping import commands
+from bookkeeping.commands import UserError
 
 STEM = "saved/pretrain_base_a_20_120"
 # pretrain.py, whose second process is killed in its third epoch if KILL is set
 SCRIPT = f"""
 import os, runpy, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
-import resume
+from bookkeeping import resume
 resume.COPY_SECONDS = 0
 original, epochs = resume.Resume.after_epoch, []
 def after_epoch(self, make_state):
@@ -83,14 +84,14 @@ def test_two_processes_give_what_one_gives_even_after_one_was_killed(project, ca
 
 def test_mistakes_name_the_process_and_warnings_come_from_the_first(monkeypatch, capsys):
     def main(_):
-        utils.warn("odd")
+        commands.warn("odd")
         raise UserError("no such\nthing")
 
     monkeypatch.setattr(utils, "on_interrupt", lambda handler: None)  # this process goes on
     for rank, wanted in (("0", "warning: odd\nerror: no such thing\n"), ("3", "error in process 3: no such thing\n")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit, match="2"):
-            utils.run(main, None)
+            commands.run(main, None)
         assert capsys.readouterr().err == wanted
 
 

@@ -11,7 +11,6 @@ import torch
 from conftest import ACTIVITIES, CLASSIFIER, ENCODER, Project, make_windows
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 
-import artefacts
 import batches
 import classifier
 import cross_dataset_test
@@ -19,11 +18,12 @@ import embedding
 import fast
 import pretrain
 import utils
-import v2
 from augment import Copies, PerRow, augment_copies, draw_masks, instance_norm, make_generator, two_views
 from batches import InMemory
+from bookkeeping import artefacts, commands
+from bookkeeping.commands import UserError
 from models import Classifier, Contrastive, MaskedModel, losses
-from utils import UserError
+from v2.stages import stages as v2
 
 PRETRAINED = "saved/pretrain_base_a_20_120"
 CLASSIFIED = "saved/classifier_base_transformer_a_20_120"
@@ -491,7 +491,7 @@ def test_embeddings_are_the_encoders_representations_of_all_copies(trained):
     assert np.abs(h.numpy() - embed).max() < 1e-5
 
 
-@pytest.mark.parametrize("method", utils.AUGMENTATIONS)
+@pytest.mark.parametrize("method", commands.AUGMENTATIONS)
 def test_every_augmentation_runs_through_and_is_remembered(project, method):
     """Later stages find the augmentation in the artefacts' JSON; the flag is not needed again."""
     project.run("pretrain", "-d", "a", "-am", method)

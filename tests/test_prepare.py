@@ -24,9 +24,12 @@ from raw_files import (  # noqa: F401  (project: a fixture)
     zipped,
 )
 
+from bookkeeping.commands import UserError
 from dataset import motion, sim, sources, tables, uci, windows
 from dataset.archives import open_source
-from utils import UserError, load_windows
+
+# ---------------------------------------------------------------------------------------------- rules
+from utils import load_windows
 
 # ---------------------------------------------------------------------------------------------- rules
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from raw_files import ROOT
 
+from bookkeeping.commands import UserError
 from dataset import check, figure, prepare, store
 from dataset.windows import CLASSES, Windows
-from utils import UserError
 
 
 def good_windows(n=80, seed=0):

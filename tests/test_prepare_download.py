@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from raw_files import project, run  # noqa: F401  (project: a fixture)
 
+from bookkeeping.commands import UserError
 from dataset import download, sources
-from utils import UserError
 
 CONTENT = np.random.default_rng(0).bytes(1_500_000)
 SHA = hashlib.sha256(CONTENT).hexdigest()

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from raw_files import ROOT, motion_file, shared, written, zipped
 
+from bookkeeping.commands import UserError
 from dataset import motion, prepare, recordings, resample, windows
 from dataset.archives import open_source
-from utils import UserError, load_windows
+from utils import load_windows
 
 EXAMPLE = ROOT / "dataset" / "recordings_motionsense.json"
 G = 9.80665

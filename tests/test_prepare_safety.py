@@ -21,8 +21,8 @@ from raw_files import (  # noqa: F401  (project: a fixture)
     zipped,
 )
 
+from bookkeeping.commands import UserError
 from dataset import archives, uci
-from utils import UserError
 
 # ---------------------------------------------------------------------------------------------- the pickle
 

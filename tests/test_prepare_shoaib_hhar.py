@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from raw_files import HHAR_START, convert, hhar_files, hhar_rows, project, run, shoaib_file, written, zipped  # noqa: F401  (project: a fixture)
 
+from bookkeeping.commands import UserError
 from dataset import hhar, shoaib, tables
-from utils import UserError, load_windows
+
+# ---------------------------------------------------------------------------------------------- shoaib
+from utils import load_windows
 
 # ---------------------------------------------------------------------------------------------- shoaib
 

@@ -17,12 +17,10 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import artefacts
-import configs
-import resume
 import utils
+from bookkeeping import artefacts, commands, configs, resume
+from bookkeeping.commands import UserError
 from metrics import scores
-from utils import UserError
 
 FIXTURES_ARE_FINE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=150,
@@ -129,7 +127,7 @@ def test_any_data_set_entry_has_label_names_or_is_a_mistake(entry, index):
 @example(text="~")
 def test_a_name_that_is_accepted_stays_in_its_folder(text):
     try:
-        name = utils.a_name(text)
+        name = commands.a_name(text)
     except argparse.ArgumentTypeError:
         return
     assert name == text and Path(name).name == name and name not in (".", "..") and not name.startswith((".", "-", "~"))
@@ -320,7 +318,7 @@ def test_any_json_is_a_record_or_a_mistake(tmp_path, value):
 def test_settings_that_agree_pass_and_others_are_named(recorded, now):
     different = [key for key in now if key in recorded and recorded[key] != now[key]]
     try:
-        utils.check_same("it.pt", recorded, now)
+        artefacts.check_same("it.pt", recorded, now)
         assert not different
     except UserError as mistake:
         assert different and all(f"{key}" in str(mistake) for key in different)

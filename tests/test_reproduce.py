@@ -12,15 +12,12 @@ import pytest
 from conftest import ROOT, Project
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
-import artefacts
-import baselines
-import grid
-import jobs
-import ledger
 import metrics
 import models
 import reproduce
-from utils import UserError
+from bookkeeping import artefacts, ledger
+from bookkeeping.commands import UserError
+from experiments import baselines, grid, jobs
 
 FLAGS = ["--seeds", "2", "--label_rates", "0.1", "0.5", "--variants", "full", "forest", "--no_figures"]
 

@@ -6,9 +6,9 @@ import torch
 from conftest import make_windows
 
 import augment
-import baselines
 import classifier
-from utils import UserError
+from bookkeeping.commands import UserError
+from experiments import baselines
 
 
 @pytest.fixture(autouse=True)

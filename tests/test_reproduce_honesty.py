@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from conftest import CLASSIFIER, ENCODER, make_windows
 
-import baselines
-import jobs
 import reproduce
+from experiments import baselines, jobs
 
 FLAGS = ["--sources", "a", "--targets", "b", "--seeds", "1", "--no_figures", "--jobs", "0", "-g", "cpu"]
 

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from conftest import make_windows
 
-import calibration
-import figures
-import ledger
+import metrics
 import reproduce
-import table
+from bookkeeping import ledger
+from experiments import figures, table
 from metrics import scores
 
 RATES = ["0.1", "0.5"]
@@ -34,7 +33,7 @@ def made(project):
             npz = result.predictions(cell)
             confidence = {}
             if job.variant != "copy":  # as rows of an older version
-                assessed = calibration.assess(logits, y, cell.seed - 3430.0)
+                assessed = metrics.assess(logits, y, cell.seed - 3430.0)
                 confidence = ledger.confidence_columns(assessed, {"ece": 0.25, "ece_uncalibrated": 0.5})
             ledger.save_test(npz, job.source, cell.target, "20_120", settings, found, (np.arange(12), y, logits),
                              confidence)  # fmt: skip

@@ -9,10 +9,10 @@ import torch
 
 import classifier
 import pretrain
-import resume
 import utils
-from resume import Resume
-from utils import UserError
+from bookkeeping import commands, resume
+from bookkeeping.commands import UserError
+from bookkeeping.resume import Resume
 
 PRETRAIN_A = ("pretrain", "-d", "a")
 CLASSIFY_A = ("classifier", "-d", "a", "-lr", 0.5)
@@ -208,7 +208,7 @@ def test_ctrl_c_stays_ignored_where_the_shell_ignores_it():
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        utils.on_interrupt(print)
+        commands.on_interrupt(print)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN and signal.getsignal(signal.SIGTERM) == print
     finally:
         signal.signal(signal.SIGINT, handlers[0]), signal.signal(signal.SIGTERM, handlers[1])

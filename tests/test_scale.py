@@ -10,9 +10,9 @@ from conftest import make_windows
 import batches
 import embedding
 import pretrain
-import resume
 from augment import Copies, augment_copies, make_generator
 from batches import FromFile, InMemory, Streamed, draw_epoch, open_views
+from bookkeeping import resume
 from models import Contrastive
 
 PRETRAIN_A = ("pretrain", "-d", "a")

@@ -11,15 +11,14 @@ import pytest
 import torch
 from conftest import ROOT, make_windows
 
-import config_v2
-import configs
-import invariants
-import physics
 import reproduce
 import utils
-import v2
-from invariants import CHANNELS, RATE, SETS, G, attitude, channels, compose, represent, rotation, turn
-from utils import UserError
+from bookkeeping import configs
+from bookkeeping.commands import UserError
+from v2 import config as config_v2
+from v2 import invariants, physics
+from v2.invariants import CHANNELS, RATE, SETS, G, attitude, channels, compose, represent, rotation, turn
+from v2.stages import stages as v2
 
 ENCODER = {
     "method": "v2", "channels": "all", "compression": True, "physics": "small", "widths": [4, 6], "kernel": 3,
@@ -473,7 +472,7 @@ def test_reproduce_runs_its_variants_and_foretells_their_rows(v2_project, capsys
 
 
 def test_breakdown_scores_each_value_of_a_column(v2_project, capsys):
-    import breakdown
+    from experiments import breakdown
 
     v2_project.dataset("b", data=make_windows(12, 2)[0], labels=make_windows(12, 2)[1])
     ids, users = np.arange(12) % 4, np.arange(12) % 3
@@ -490,7 +489,7 @@ def test_breakdown_scores_each_value_of_a_column(v2_project, capsys):
 
 
 def test_choose_holds_users_out_and_uses_nothing_but_the_source(v2_project, monkeypatch, capsys):
-    import choose
+    from v2 import choose
 
     others, held_out = choose.split_users(np.arange(64) % 3, 5)
     assert sorted([*others, *held_out]) == list(range(64))
@@ -508,7 +507,7 @@ def test_choose_holds_users_out_and_uses_nothing_but_the_source(v2_project, monk
 
 
 def test_simulated_shifts_change_every_moving_window_but_never_the_recorded_one():
-    import choose
+    from v2 import choose
 
     x = walks()
     made = choose.shifts(x)

@@ -18,7 +18,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from invariants import RATE, G, attitude, compose, dot, rotation, slope, turn, unit
+from v2.invariants import RATE, G, attitude, compose, dot, rotation, slope, turn, unit
 
 # key: (form, value that turns it off); a "range" is [low, high], a "sd" or "share" one number
 KEYS = {

@@ -1,8 +1,8 @@
 """Where on the body (or for which user, device) a classifier errs: scores of saved predictions by a label column.
 
-    python breakdown.py -td dsads --by position saved/classifier_base_v2_transformer_uci_20_120/*_transformer_dsads.npz
+    python -m experiments.breakdown -td dsads --by position saved/classifier_base_v2_*_uci_20_120/*_dsads.npz
 
-reads   the predictions that cross_dataset_test.py or baselines.py left (several: runs of one experiment, whose scores
+reads   the predictions that cross_dataset_test.py or the baselines left (several: runs of one experiment, whose scores
         are averaged) and dataset/dsads/label_20_120.npy
 prints  for each value of the column windows, accuracy, macro F1 (mean ± sample standard deviation over the files), and
         what each class is taken for most often when it is not recognised
@@ -10,16 +10,18 @@ prints  for each value of the column windows, accuracy, macro F1 (mean ± sample
 Nothing is written. Seconds.
 """
 
+import argparse
 import sys
 
-import configs
+import numpy as np
+
 import utils
-from utils import Parser, UserError, a_name, a_number, run
+from bookkeeping import configs
+from bookkeeping.commands import Parser, UserError, a_name, a_number, run
+from metrics import scores, spread
 
 
 def get_args(argv=None):
-    import argparse
-
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("files", nargs="+", metavar="NPZ", help="predictions on the same target")
@@ -29,13 +31,6 @@ def get_args(argv=None):
     add("-l", "--label_index", type=index, default=0, help="label column that was classified")
     add("--by", type=a_name, default="position", help="label column to break down by (default position)")
     return parser.parse_args(argv)
-
-
-args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
-
-import numpy as np  # noqa: E402
-
-from metrics import scores, spread  # noqa: E402
 
 
 def read(path, ids):
@@ -86,4 +81,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, args))
+    sys.exit(run(main, get_args))

@@ -8,10 +8,10 @@ import json
 import os
 from pathlib import Path
 
-from artefacts import read_json
-from utils import UserError, warn
+from bookkeeping.artefacts import read_json
+from bookkeeping.commands import AUGMENTATION, UserError, warn
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 REQUIRED = object()
 
 
@@ -155,6 +155,19 @@ def read_train_config(args):
     return config
 
 
+def read_pretraining(args):
+    """All that a pretrained model depends on, as its JSON keeps it: data set, augmentation, -t, -a and -mv, checked."""
+    return {
+        "dataset": args.dataset,
+        "dataset_version": args.dataset_version,
+        "augment_method": args.augument_method or AUGMENTATION,
+        "model_version": args.model_version,
+        "train": read_train_config(args),
+        "mask": read_config(args.mask_cfg, MASK_KEYS, dead=("mask_alpha",)),
+        "model": read_encoder_config(args.model_version),
+    }
+
+
 def method_of(version):
     """The code behind -mv VERSION: the key "method" of its entry in config/pretrain_model.json, "v1" without one."""
     path = "config/pretrain_model.json"
@@ -167,7 +180,7 @@ def read_encoder_config(version):
     """Entry base_VERSION of config/pretrain_model.json."""
     path = "config/pretrain_model.json"
     if method_of(version) == "v2":
-        import config_v2
+        from v2 import config as config_v2
 
         return config_v2.read_encoder(path, version)
     config = read_config(path, ENCODER_KEYS, entry=f"base_{version}")
@@ -180,7 +193,7 @@ def read_classifier_config(version):
     """Entry transformer_VERSION of config/classifier.json."""
     path = "config/classifier.json"
     if method_of(version) == "v2":
-        import config_v2
+        from v2 import config as config_v2
 
         return config_v2.read_classifier(path, version)
     config = read_config(path, CLASSIFIER_KEYS, entry=f"transformer_{version}")

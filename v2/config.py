@@ -5,10 +5,10 @@ transformer_v2: training of the classifier; config/physics.json: the augmentatio
 entry that says "like" another one gives only what differs, so that an ablation is one line.
 """
 
-from configs import REQUIRED, choice, find_config, flag, inherited, read_config, real, whole
-from invariants import SETS
-from physics import KEYS
-from utils import UserError
+from bookkeeping.commands import UserError
+from bookkeeping.configs import REQUIRED, choice, find_config, flag, inherited, read_config, real, whole
+from v2.invariants import SETS
+from v2.physics import KEYS
 
 METHOD = (choice("v2"), REQUIRED)
 
@@ -76,7 +76,7 @@ def read_physics(name, path="config/physics.json"):
 
     Quantities that are left out are off. Raises UserError for an unknown one, a malformed one, one without a reason.
     """
-    from artefacts import read_json
+    from bookkeeping.artefacts import read_json
 
     entries = read_json(find_config(path), "a JSON configuration")
     if not isinstance(entries, dict) or not isinstance(entries.get(name), dict):

@@ -7,6 +7,7 @@ resumed run gives the same bits as an undisturbed one (on the CPU; on CUDA to ro
 import contextlib
 import io
 import json
+import math
 import signal
 import threading
 import time
@@ -14,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from artefacts import atomic, check_writable
-from utils import UserError, differing
+from bookkeeping.artefacts import atomic, check_writable, differing
+from bookkeeping.commands import UserError
 
 COPY_SECONDS = 1  # how much work an interruption may cost
 WRITE_SECONDS = 15  # and a kill that leaves no time to write
@@ -48,7 +49,7 @@ def undisturbed():
 class Resume:
     """The state file of one run. `config` is all that the result depends on; another one's state is refused.
 
-    Of several processes that train together (parallel.py) one `writes`. Raises UserError at once if the file's folder
+    Of several processes that train together one `writes`. Raises UserError at once if the file's folder
     cannot be written to: the artefacts go there too.
     """
 
@@ -78,13 +79,25 @@ class Resume:
             )
         return state
 
-    def after_epoch(self, make_state):
-        """Call between epochs: copies the state that make_state() gives now and then, writes it now and then."""
+    def restore(self, parts, n_epochs, unit="epochs"):
+        """Load an interrupted run's state into `parts` ({name: network or optimiser}): (epoch, best, history).
+
+        Of a fresh run (0, {"loss": inf}, []).
+        """
+        if not (state := self.load()):
+            return 0, {"loss": math.inf}, []
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        print(f"continuing from {self.path}: {state['epoch']} of {n_epochs} {unit} are done")
+        return state["epoch"], state["best"], state["history"]
+
+    def after_epoch(self, parts, **more):
+        """Call between epochs: copies the state of `parts` and what else is given now and then, and writes it."""
         if not self.writes:
             return
         now = time.monotonic()
         if self.kept is None or now - self.last_copy >= COPY_SECONDS:
-            self.kept, self.last_copy = copied(make_state()), now
+            self.kept, self.last_copy = copied({n: part.state_dict() for n, part in parts.items()} | more), now
         if now - self.last_write >= WRITE_SECONDS:
             self.write()
 

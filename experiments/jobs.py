@@ -14,14 +14,11 @@ import time
 import traceback
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
-import artefacts
-import ledger
-import utils
-from grid import SCRIPTS
-from utils import UserError
+from bookkeeping import artefacts, ledger
+from bookkeeping.commands import UserError
+from experiments.grid import SCRIPTS
 
 LOGS = Path("results/logs")
 POLL_SECONDS = 0.5
@@ -61,7 +58,6 @@ def current(path, wanted, state=None):
 def call(command, restart=False):
     """Print a command and run it in this process: the script's main(args)."""
     print(f"\n$ {command}", flush=True)
-    torch.set_float32_matmul_precision("highest")  # stages lower it: each starts as in a process of its own
     args = command.args()
     if restart and hasattr(args, "restart"):
         args.restart = True
@@ -110,9 +106,9 @@ def attempt(command):
 def train(grid, cell, restart):
     """Make the classifier of a cell and all that it needs, as far as it is not there already."""
     job, checkpoint, path = cell.job, grid.checkpoint(cell.job), grid.classifier_path(cell)
-    state = checkpoint.with_name(f"{job.stem}_state_{grid.weights(job)}.pt")
+    state = grid.files(job).pretraining("state", grid.weights(job))
     pretrained = current(checkpoint, grid.pretrain_config(job), state)
-    state = path.with_name(f"{path.stem}_state.pt")
+    state = grid.classifier_path(cell, "transformer_state.pt")
     if pretrained and current(path, grid.classifier_config(cell), state):
         return
     if not pretrained:
@@ -121,7 +117,7 @@ def train(grid, cell, restart):
         call(grid.classifier(cell), restart)
         return
     command = grid.embedding(job)
-    embed_path, label_path = utils.embedding_paths(command.args())
+    embed_path, label_path = (grid.files(job).embedding(kind) for kind in ("embed", "label"))
     made_from = {"checkpoint": str(checkpoint)}
     if not (current(embed_path, made_from) and current(label_path, made_from)):
         call(command)
@@ -130,7 +126,8 @@ def train(grid, cell, restart):
 
 def remove_embedding(grid, job):
     """Remove a job's embedding: up to gigabytes, made again in a moment, needed only to train classifiers."""
-    for path in utils.embedding_paths(grid.embedding(job).args()):
+    for kind in ("embed", "label"):
+        path = grid.files(job).embedding(kind)
         path.unlink(missing_ok=True)
         artefacts.record_path(path).unlink(missing_ok=True)
 
@@ -145,7 +142,7 @@ def progress_bar(total, **more):
 
 def worker_command(argv, job, gpu):
     """The command line of one job: the grid's, for this job alone, on one device."""
-    script = Path(__file__).with_name("reproduce.py")
+    script = Path(__file__).resolve().parents[1] / "reproduce.py"
     return [sys.executable, "-u", str(script), *argv, "--only", job.name, "-g", str(gpu)]
 
 
@@ -161,9 +158,13 @@ class Worker:
         with open(self.log, "w") as out:
             # a session of its own: Ctrl-C reaches the jobs through this process alone, which waits for them
             self.process = subprocess.Popen(
-                worker_command(argv, job, gpu), stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment, start_new_session=True,
-            )  # fmt: skip
+                worker_command(argv, job, gpu),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+            )
 
     def pretrained(self):
         """The share of its pretraining that its log shows as done."""

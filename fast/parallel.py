@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 import utils
-from utils import UserError
+from bookkeeping import commands
+from bookkeeping.commands import UserError
 
 RECORD = True  # whether the steps of several processes on GPUs are recorded as a CUDA graph, collectives included
 
@@ -22,7 +23,7 @@ class Processes:
 
     def __init__(self, gpu=None):
         """Joins the others if torchrun started this process; `gpu` is the -g flag. Raises UserError."""
-        self.rank, self.size = utils.process_number(), utils.process_count()
+        self.rank, self.size = commands.process_number(), commands.process_count()
         if self.size > 1 and gpu not in (None, "cpu"):
             raise UserError(f"-g {gpu}: under torchrun each process takes a GPU of its own; leave -g out, or -g cpu")
         on_gpu = self.size > 1 and gpu is None and torch.cuda.is_available()

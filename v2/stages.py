@@ -19,17 +19,16 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import artefacts
-import calibration
-import configs
+import metrics
 import utils
 from augment import make_generator
-from invariants import represent
+from bookkeeping import artefacts, commands, configs
+from bookkeeping.commands import UserError
+from bookkeeping.resume import Resume
 from metrics import report, scores
-from models_v2 import Masked, Network, Projection, hidden_steps, nt_xent
-from physics import augment, retime
-from resume import Resume
-from utils import UserError
+from v2.invariants import represent
+from v2.networks import Masked, Network, Projection, hidden_steps, nt_xent
+from v2.physics import augment, retime
 
 ROUND = 50  # steps between validations, and between states that a run can continue from
 DRAW = 10  # steps whose windows are drawn and turned into channels at once
@@ -108,26 +107,26 @@ def pretrain_round(masked, projection, optimizer, windows, odds, cfg, weights, g
     return (seen / steps).tolist()
 
 
-def pretrain(args):
+def pretrain(args, engine):
     """pretrain.py -mv v2: writes the same files as v1; without steps the encoder as it was initialised."""
     cfg, model_cfg = configs.read_train_config(args), configs.read_encoder_config(args.model_version)
-    device, seed = utils.pick_device(args.gpu), cfg["seed"]
+    device, seed, files = engine.device, cfg["seed"], files_of(args)
     refuse_flags(args)
-    if utils.process_count() > 1:
+    if commands.process_count() > 1:
         raise UserError(f"-mv {args.model_version} trains in one process: leave torchrun out")
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(model_cfg, data_cfg)
-    data_path = f"dataset/{args.dataset}/data_{args.dataset_version}.npy"
+    data_path = files.data()
     train = utils.split_windows(len(data), 1, seed, cfg["split_by"])[0]
     windows = torch.tensor(np.asarray(data, dtype=np.float32)[train], device=device)
     if len(windows) < 2:
         raise UserError(f"{data_path} holds {len(data)} windows, too few to train on: add more")
     torch.manual_seed(seed)
     masked, projection = Masked(model_cfg).to(device), Projection(model_cfg).to(device)
-    weights, stem = utils.loss_weights(cfg), utils.pretrain_stem(args, args.save_model)
-    paths, made_from = [f"{stem}_{part}_{weights}.pt" for part in ("masked", "TC")], [data_path]
+    weights = utils.loss_weights(cfg)
+    paths, made_from = [files.pretraining(part, weights) for part in ("masked", "TC")], [data_path]
     if args.model_file:
-        made_from += [f"{utils.pretrain_stem(args, args.model_file)}_{part}_{weights}.pt" for part in ("masked", "TC")]
+        made_from += [files.pretraining(part, weights, args.model_file) for part in ("masked", "TC")]
         for path, module in zip(made_from[1:], (masked, projection), strict=True):
             artefacts.load_state(path, module, hint=f"make it with: python pretrain.py -s {args.model_file}")
     config = {
@@ -135,14 +134,10 @@ def pretrain(args):
         "model_version": args.model_version, "train": cfg, "mask": None, "model": model_cfg,
     }  # fmt: skip
     optimizer = make_optimizer([masked, projection], model_cfg["lr"], 0.001)
-    how = {"device": device.type, "made_from": {path: artefacts.fingerprint(path) for path in made_from}}
-    resume = Resume(f"{stem}_state_{weights}.pt", config | how, args.restart)
-    step, history = 0, []
-    if state := resume.load():
-        masked.load_state_dict(state["masked"]), projection.load_state_dict(state["projection"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, history = state["step"], state["history"]
-        print(f"continuing from {resume.path}: {step} steps are done")
+    how = engine.how(made_from)
+    resume = Resume(files.pretraining("state", weights), config | how, args.restart)
+    networks = {"masked": masked, "projection": projection, "optimizer": optimizer}
+    step, _, history = resume.restore(networks, model_cfg["masked_steps"] + model_cfg["joint_steps"], "steps")
 
     total = model_cfg["masked_steps"] + model_cfg["joint_steps"]
     print(f"{args.dataset}: {len(windows)} windows for training, {total} steps on {device}"
@@ -163,14 +158,11 @@ def pretrain(args):
                                 f"{args.model_version} in config/pretrain_model.json")  # fmt: skip
             history.append({"step": step, "train_masked": losses[0], "train_contrastive": losses[1]})
             bar.set_postfix_str("masked {:.3f} contrastive {:.3f}".format(*losses), refresh=False), bar.update(now)
-            resume.after_epoch(lambda step=step: {
-                "masked": masked.state_dict(), "projection": projection.state_dict(),
-                "optimizer": optimizer.state_dict(), "step": step, "history": history,
-            })  # fmt: skip
+            resume.after_epoch(networks, epoch=step, best={}, history=history)
         for path, module in zip(paths, (masked, projection), strict=True):
             record = artefacts.make_record(config, made_from, str(device), epochs=0, steps=step)
             artefacts.save_state(path, module.state_dict(), record)
-        artefacts.save_table(f"{stem}_losses_{weights}.csv", history)
+        artefacts.save_table(files.pretraining("losses", weights), history)
     resume.finished()
     print(f"saved {paths[0]}, {paths[1]}")
     return {"paths": paths, "history": history}
@@ -179,16 +171,21 @@ def pretrain(args):
 def load_pretrained(args, model_cfg):
     """The masked model that stages 2a and 2b start from: (Masked, its path, its JSON's configuration)."""
     cfg = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS)
-    stem = utils.pretrain_stem(args, utils.pretrained_name(args))
-    path = f"{stem}_masked_{utils.loss_weights(cfg)}.pt"
-    again = f"python pretrain.py -mv {args.model_version} -d {args.dataset} -s {stem.name}"
+    files = files_of(args)
+    path = str(files.checkpoint(utils.loss_weights(cfg)))
+    again = f"python pretrain.py -mv {args.model_version} -d {args.dataset} -s {files.pretrained}"
     model = Masked(model_cfg)
     record = artefacts.load_record(path, {"train": dict, "model": dict})
     if record:
         artefacts.check_parents(path, record, again)
-        utils.check_same(path, record["config"], {"model": model_cfg, "dataset": args.dataset})
+        artefacts.check_same(path, record["config"], {"model": model_cfg, "dataset": args.dataset})
     artefacts.load_state(path, model, hint=f"make it with: {again}")
     return model, path, record["config"] if record else {}
+
+
+def files_of(args):
+    """Where this run reads and writes."""
+    return utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
 
 
 def refuse_flags(args):
@@ -214,18 +211,19 @@ def features(encoder, windows, cfg, batch_size=512):
         yield h.flatten(1, 2).transpose(1, 2).contiguous().cpu()
 
 
-def embed(args):
+def embed(args, engine):
     """embedding.py -mv v2: what the pretrained encoder makes of the source, for a look or another classifier.
 
     Stage 2b does not read it: it trains the encoder too, on windows that are augmented anew each time.
     """
-    model_cfg, device = configs.read_encoder_config(args.model_version), utils.pick_device(args.gpu)
+    model_cfg, device = configs.read_encoder_config(args.model_version), engine.device
+    files = files_of(args)
     refuse_flags(args)
     data, labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(model_cfg, data_cfg)
     model, checkpoint, pretrained = load_pretrained(args, model_cfg)
     windows = torch.tensor(np.asarray(data, dtype=np.float32))
-    paths = utils.embedding_paths(args)
+    paths = files.embedding(), files.embedding("label")
     folder = f"dataset/{args.dataset}"
     made_from = [checkpoint, *(f"{folder}/{kind}_{args.dataset_version}.npy" for kind in ("data", "label"))]
     config = {
@@ -322,13 +320,11 @@ def validate(network, x, labels, members):
     return F.nll_loss(torch.cat(each).clamp(min=1e-9).log(), labels.repeat(VALIDATION_COPIES + 1)).item()
 
 
-def train(args):
+def train(args, engine):
     """classifier.py -mv v2: encoder and classifier together, on the same labelled windows as v1 picks."""
     cfg, train_cfg = configs.read_classifier_config(args.model_version), configs.read_train_config(args)
     model_cfg = configs.read_encoder_config(args.model_version)
-    if args.deterministic:
-        utils.set_deterministic()
-    device = utils.pick_device(args.gpu)
+    device, paths = engine.device, files_of(args)
     refuse_flags(args)
     seed, rate = train_cfg["seed"], 0.1 if args.label_rate is None else args.label_rate
     data, raw_labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
@@ -344,7 +340,7 @@ def train(args):
     train_rows, val_rows, test_rows = rows
     labelled = utils.pick_labelled(train_rows, rate, len(data), 1, seed, train_cfg["split_by"])
     if missing := [name for i, name in enumerate(names) if i not in ids[labelled]]:
-        utils.warn(f"no labelled window of {', '.join(missing)} at label rate {rate:g}, seed {seed}")
+        commands.warn(f"no labelled window of {', '.join(missing)} at label rate {rate:g}, seed {seed}")
     windows = torch.tensor(np.asarray(data, dtype=np.float32), device=device)
     labels = torch.as_tensor(ids, device=device)
 
@@ -354,7 +350,7 @@ def train(args):
     network.encoder.load_state_dict(pretrained.encoder.state_dict())
     mean = copy.deepcopy(network)
     optimizer = make_optimizer([network], cfg["lr"], cfg["weight_decay"])
-    path = utils.classifier_path(args)
+    path = paths.classifier()
     config = {
         "dataset": args.dataset, "dataset_version": args.dataset_version, "model_version": args.model_version,
         "label_index": args.label_index, "label_rate": rate, "augment_method": "physics", "train": train_cfg,
@@ -362,14 +358,10 @@ def train(args):
         "embedding": {"model": model_cfg, "checkpoint": checkpoint, "pretrain": pretrain_config.get("train", {})},
     }  # fmt: skip
     made_from = [*files, checkpoint]
-    how = {"device": device.type, "made_from": {str(p): artefacts.fingerprint(p) for p in made_from}}
+    how = engine.how(made_from)
     resume = Resume(path.with_name(f"{path.stem}_state.pt"), config | how, args.restart)
-    step, best, history = 0, {"loss": math.inf}, []
-    if state := resume.load():
-        network.load_state_dict(state["network"]), mean.load_state_dict(state["mean"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, best, history = state["step"], state["best"], state["history"]
-        print(f"continuing from {resume.path}: {step} of {cfg['steps']} steps are done")
+    networks = {"network": network, "mean": mean, "optimizer": optimizer}
+    step, best, history = resume.restore(networks, cfg["steps"], "steps")
 
     print(f"{args.dataset}: {len(labelled)} labelled of {len(train_rows)} training windows, {len(val_rows)} for "
           f"validation, {len(test_rows)} for test; {cfg['steps']} steps of {model_cfg['members']} members with "
@@ -394,24 +386,21 @@ def train(args):
                 best = {"loss": val_loss, "step": step, "network": weights}
             bar.set_postfix_str(f"loss {loss:.3f} validation {val_loss:.3f} best {best['loss']:.3f}", refresh=False)
             bar.update(now)
-            resume.after_epoch(lambda step=step, best=best: {
-                "network": network.state_dict(), "mean": mean.state_dict(), "optimizer": optimizer.state_dict(),
-                "step": step, "best": best, "history": history,
-            })  # fmt: skip
+            resume.after_epoch(networks, epoch=step, best=best, history=history)
 
         mean.load_state_dict(best["network"])
         logits = predict(mean, windows[test_rows], cfg, model_cfg)
         result = scores(ids[test_rows], logits.argmax(1).numpy(), len(names))
         val_logits = predict(mean, windows[val_rows], cfg, model_cfg)
-        temperature = calibration.fit_temperature(val_logits, ids[val_rows])
-        result |= calibration.errors(logits, ids[test_rows], temperature)
+        temperature = metrics.fit_temperature(val_logits, ids[val_rows])
+        result |= metrics.errors(logits, ids[test_rows], temperature)
         more = {"step": best["step"], "temperature": temperature, "source_test": result}
         artefacts.save_state(path, best["network"], artefacts.make_record(config, made_from, str(device), **more))
         artefacts.save_table(path.with_name(f"{path.stem}_losses.csv"), history)
     resume.finished()
     print(f"lowest validation loss {best['loss']:.4f} at step {best['step']}; saved {path}")
     print(report(f"{args.dataset}, test part", result, names))
-    print(calibration.report(result | {"temperature": temperature}))
+    print(metrics.confidence_report(result | {"temperature": temperature}))
     return result | {"path": path, "best_step": best["step"], "names": names}
 
 

@@ -11,22 +11,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-import artefacts
-import baselines
 import classifier
-import configs
 import cross_dataset_test
 import embedding
-import ledger
 import pretrain
 import utils
-from utils import UserError
+from augment import COPIES
+from bookkeeping import artefacts, configs, ledger
+from bookkeeping.commands import UserError
+from experiments import baselines
 
 RATE = 0.1  # the label rate of the paper's tables; other ones show in the classifier's stem
 SCRIPTS = {
-    "pretrain": pretrain, "embedding": embedding, "classifier": classifier, "cross_dataset_test": cross_dataset_test,
-    "baselines": baselines,
-}  # fmt: skip
+    "pretrain.py": pretrain,
+    "embedding.py": embedding,
+    "classifier.py": classifier,
+    "cross_dataset_test.py": cross_dataset_test,
+    "-m experiments.baselines": baselines,
+}
 
 
 class Job(NamedTuple):
@@ -57,13 +59,13 @@ class Cell(NamedTuple):
 
 
 class Command(NamedTuple):
-    """One call of a script: `python SCRIPT.py FLAGS`."""
+    """One call of a script: `python SCRIPT FLAGS`."""
 
     script: str
     flags: list
 
     def __str__(self):
-        return shlex.join(["python", f"{self.script}.py", *self.flags])
+        return shlex.join(["python", *self.script.split(), *self.flags])
 
     def args(self):
         return SCRIPTS[self.script].get_args(self.flags)
@@ -73,8 +75,8 @@ def read_variants(path="config/variants.json"):
     """The variants by name, in the file's order, each with all its keys. Raises UserError for a malformed file."""
     entries = artefacts.read_json(configs.find_config(path), "the variants' configuration")
     words = ("never", "half", "always")
-    defaults = {"title": "", "contrastive": "half", "pretrain": {}, "classifier": {}, "augment": None, "baseline": None,
-                "model_version": "v1"}  # fmt: skip
+    defaults = {"title": "", "contrastive": "half", "pretrain": {}, "classifier": {}, "augment": None}
+    defaults |= {"baseline": None, "model_version": "v1"}
     for name, entry in entries.items():
         if unknown := [key for key in entry if key not in defaults]:
             raise UserError(f"{path}, {name}: unknown key {unknown[0]!r}; known keys: {', '.join(defaults)}")
@@ -100,8 +102,20 @@ class Grid:
     the configuration's; the other names are those of the flags.
     """
 
-    def __init__(self, sources, targets, variants, rates, runs, *, version="20_120", label_index=0, gpu=None,
-                 epochs=None, classifier_epochs=None):  # fmt: skip
+    def __init__(
+        self,
+        sources,
+        targets,
+        variants,
+        rates,
+        runs,
+        *,
+        version="20_120",
+        label_index=0,
+        gpu=None,
+        epochs=None,
+        classifier_epochs=None,
+    ):
         self.all_variants = read_variants()
         self.sources, self.targets, self.rates, self.runs = sources, targets, rates, runs
         groups = {"all": [], "all_v2": []}  # the paper's method and its ablations; version v2's
@@ -169,7 +183,7 @@ class Grid:
         data = np.load(f"dataset/{job.source}/data_{self.version}.npy", mmap_mode="r")
         if self.is_v2(job.variant):  # by time on two cores: three label rates take no longer than one of v1's
             return 100 * len(self.rates) * 1000
-        copies = 1 if self.all_variants[job.variant]["augment"] == "none" else utils.COPIES
+        copies = 1 if self.all_variants[job.variant]["augment"] == "none" else COPIES
         classifier = 100 * sum(self.rates) * len(data) * copies
         if self.is_baseline(job.variant):
             return classifier
@@ -227,18 +241,18 @@ class Grid:
     def pretrain(self, job):
         augment = self.all_variants[job.variant]["augment"]
         flags = [*self._common(job), "-s", job.stem, "--seed", str(job.seed), *self._config_flags(job, "pretrain")]
-        return Command("pretrain", flags + (["-am", augment] if augment else []))
+        return Command("pretrain.py", flags + (["-am", augment] if augment else []))
 
     def embedding(self, job):
-        return Command("embedding", [*self._common(job), "-s", job.stem, *self._config_flags(job, "pretrain")])
+        return Command("embedding.py", [*self._common(job), "-s", job.stem, *self._config_flags(job, "pretrain")])
 
     def classifier(self, cell):
         flags = [*self._common(cell.job), *self._column(), *self._stems(cell), "-lr", f"{cell.rate:g}"]
-        return Command("classifier", [*flags, "--seed", str(cell.seed), *self._config_flags(cell.job, "train")])
+        return Command("classifier.py", [*flags, "--seed", str(cell.seed), *self._config_flags(cell.job, "train")])
 
     def test(self, cell):
         flags = [*self._common(cell.job), "-td", cell.target, *self._column(), *self._stems(cell)]
-        return Command("cross_dataset_test", flags)
+        return Command("cross_dataset_test.py", flags)
 
     def baseline(self, cell, targets):
         """Training of a baseline and its tests on `targets`."""
@@ -246,7 +260,7 @@ class Grid:
         flags = [*self._common(cell.job), *self._column(), "-b", entry["baseline"], "-s", self.classifier_stem(cell)]
         flags += ["-lr", f"{cell.rate:g}", "--seed", str(cell.seed), *self._config_flags(cell.job, "train")]
         flags += ["-am", entry["augment"]] if entry["augment"] else []
-        return Command("baselines", [*flags, "--targets", *targets])
+        return Command("-m experiments.baselines", [*flags, "--targets", *targets])
 
     # --------------------------------------------------------------- what the commands will write, and its hash
 
@@ -256,23 +270,19 @@ class Grid:
     def _pretrain_config(self, job):
         """What pretrain.py will record as its configuration, as far as its result depends on it."""
         args, v2 = self.pretrain(job).args(), self.is_v2(job.variant)
-        return {
-            "dataset": job.source, "dataset_version": self.version, "model_version": args.model_version,
-            "augment_method": "physics" if v2 else args.augument_method or "channel_aug",
-            "train": configs.read_train_config(args),
-            "mask": None if v2 else configs.read_config(args.mask_cfg, configs.MASK_KEYS, dead=("mask_alpha",)),
-            "model": configs.read_encoder_config(args.model_version),
-        }  # fmt: skip
+        return configs.read_pretraining(args) | ({"augment_method": "physics", "mask": None} if v2 else {})
 
     def classifier_config(self, cell):
         """Likewise for classifier.py."""
         args = self.classifier(cell).args()
         return {
-            "label_index": self.label_index, "label_rate": cell.rate,
+            "label_index": self.label_index,
+            "label_rate": cell.rate,
             "augment_method": self.pretrain_config(cell.job)["augment_method"],
             "train": configs.read_train_config(args),
-            "model": configs.read_classifier_config(args.model_version), "classes": self.classes(cell.job.source),
-        }  # fmt: skip
+            "model": configs.read_classifier_config(args.model_version),
+            "classes": self.classes(cell.job.source),
+        }
 
     def key(self, cell):
         """The config_hash that the cell's row has or will have."""
@@ -286,17 +296,20 @@ class Grid:
         """The loss weights as they stand in the pretrained files' names."""
         return utils.loss_weights(self.pretrain_config(job)["train"])
 
+    def files(self, job, stem=None):
+        """Where the job's runs read and write; `stem` is that of a classifier."""
+        model = self.all_variants[job.variant]["model_version"]
+        return utils.Files(job.source, self.version, model, stem or job.stem, source=job.stem)
+
     def checkpoint(self, job):
         """The masked model's path."""
-        stem = utils.pretrain_stem(self.pretrain(job).args(), job.stem)
-        return Path(f"{stem}_masked_{self.weights(job)}.pt")
+        return self.files(job).checkpoint(self.weights(job))
 
-    def classifier_path(self, cell):
-        return utils.classifier_path(self.classifier(cell).args())
+    def classifier_path(self, cell, end="transformer.pt"):
+        return self.files(cell.job, self.classifier_stem(cell)).classifier(end)
 
     def predictions(self, cell):
         """The .npz of the cell's predictions."""
         if self.is_baseline(cell.job.variant):
             return baselines.stem_path(self.baseline(cell, [cell.target]).args(), f"_{cell.target}.npz")
-        path = self.classifier_path(cell)
-        return path.with_name(f"{path.stem}_{cell.target}.npz")
+        return self.classifier_path(cell, f"transformer_{cell.target}.npz")

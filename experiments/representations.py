@@ -2,48 +2,47 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
 
-import artefacts
-import configs
+import fast
 import utils
-from figures import COLOURS, cells_of, save
+from bookkeeping import artefacts, configs
+from bookkeeping.plots import COLOURS
 from models import DEAD_MASKED, MaskedModel, encode
 
 EACH = 500  # windows of a data set
 
 
-def window_means(model, dataset, version, index, rng):
+def window_means(engine, model, dataset, version, index, rng):
     """Up to EACH windows of a data set, drawn by `rng`: (means over time of their representations (n, D), ids)."""
     data, labels, entry = utils.load_windows(dataset, version)
     names = configs.label_names(entry, index)[1]
-    ids = utils.window_labels(labels, index, names, f"dataset/{dataset}/label_{version}.npy")
+    ids = utils.window_labels(labels, index, names, utils.data_path(dataset, version, "label"))
     rows = np.flatnonzero(ids >= 0)
     rows = np.sort(rng.choice(rows, min(EACH, len(rows)), replace=False))
-    means = [h.mean(1).cpu().numpy() for h in encode(model, np.asarray(data[rows], np.float32))]
+    means = [h.mean(1).cpu().numpy() for h in encode(engine, model, np.asarray(data[rows], np.float32))]
     return np.concatenate(means), ids[rows]
 
 
 def project(features, method):
     """(n, D) to (n, 2), by scikit-learn's t-SNE or PCA of standardised features; the same numbers every time."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
     features = (features - features.mean(0)) / (features.std(0) + 1e-8)
     if method == "pca":
         return PCA(2, random_state=0).fit_transform(features)
     return TSNE(2, init="pca", perplexity=min(30, (len(features) - 1) / 3), random_state=0).fit_transform(features)
 
 
-def draw(results, variant, source, target, method, made):
+def draw(results, variant, source, target, method):
     """Source and target windows as the first run's encoder sees them, coloured by activity and by domain."""
     grid = results.grid
-    jobs = [c.job for c in cells_of(grid, variant, results.rate, source) if grid.checkpoint(c.job).exists()]
+    jobs = [c.job for c in results.cells(variant, results.rate, source) if grid.checkpoint(c.job).exists()]
     if not jobs:
-        return
+        return None
     model = MaskedModel(grid.pretrain_config(jobs[0])["model"])
     artefacts.load_state(grid.checkpoint(jobs[0]), model, DEAD_MASKED)
-    rng = np.random.default_rng(0)
-    parts = [window_means(model, name, grid.version, grid.label_index, rng) for name in (source, target)]
+    rng, engine = np.random.default_rng(0), fast.engine("cpu")
+    parts = [window_means(engine, model, name, grid.version, grid.label_index, rng) for name in (source, target)]
     points = project(np.concatenate([features for features, _ in parts]), method)
     ids = np.concatenate([part for _, part in parts])
     domain = np.repeat([0, 1], [len(part) for _, part in parts])
@@ -66,4 +65,4 @@ def draw(results, variant, source, target, method, made):
     shown = {"tsne": "t-SNE", "pca": "PCA"}[method]
     figure.suptitle(f"Representations of the encoder pretrained on {source} ({grid.title(variant)}, seed "
                     f"{jobs[0].seed}), mean over time, {shown}")  # fmt: skip
-    save(figure, f"representations_{source}_{target}", made)
+    return figure

@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-import artefacts
-import ledger
-from grid import RATE
+from bookkeeping import artefacts, ledger
+from bookkeeping.commands import UserError
+from experiments.grid import RATE
 from metrics import spread
-from utils import UserError
 
 FOLDER = Path("results")
 METRICS = ("accuracy", "f1_macro")
@@ -76,6 +75,11 @@ class Results:
         self.targets = [t for t in grid.targets if any(key[3] == t for key in there)]
         self.rates = sorted({key[1] for key in there})
         self.rate = RATE if RATE in self.rates or not self.rates else self.rates[-1]
+
+    def cells(self, variant, rate, source):
+        """The grid's cells of a variant, label rate and source."""
+        jobs = [job for job in self.grid.jobs() if job.variant == variant and job.source == source]
+        return [cell for job in jobs for cell in self.grid.cells(job) if cell.rate == rate]
 
     def pairs(self, source=None):
         sources = [source] if source else self.sources

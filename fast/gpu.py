@@ -16,11 +16,10 @@ Axes as in models.py; n rows are steps of windows, B * T of them or B * M.
 import math
 
 import torch
-import torch.nn.functional as F
 import triton
 
 import augment
-import kernels
+from fast import exact, kernels
 
 MULTIPROCESSORS = 132  # of an H100: the kernels that sum over rows have some programs for each
 ROWS = 16  # rows of a tile where it does not matter much
@@ -331,7 +330,7 @@ def add_spans(chosen, lengths, starts, M):
     return out
 
 
-# ------------------------------------------------------------------------------------------ the losses
+# ------------------------------------------------------------------------------------------ the engine
 
 
 def representation(transformer, x, rows, dtype):
@@ -348,38 +347,39 @@ def representation(transformer, x, rows, dtype):
                                  norm2.beta)  # fmt: skip
 
 
-def encode(transformer, x):
-    """models.Transformer in float32: windows (B, T, C) -> (B, T, D)."""
-    return representation(transformer, x, None, torch.float32).view(*x.shape[:2], -1)
-
-
 def class_output(head, h, B, keep):
-    """fast.class_output with the tokens' part in one pass: h (B * T, D) -> (B, P) float32.
+    """exact.class_output with the tokens' part in one pass: h (B * T, D) -> (B, P) float32.
 
     Their LayerNorm is gamma * unit + beta: gamma goes into the query and into the value weights, beta adds the same to
     all of a head's scores, which softmax ignores, and a constant to its output, as the weights add up to 1.
     """
     patch, token, norm1, _, _, _ = head.parts()
-    _, key = head.class_query()  # (H, P)
+    _, key = exact.class_query(head)  # (H, P)
     pooled = Pool.apply(h, patch.weight, patch.bias, token.flatten(), key * norm1.weight, B, norm1.eps)
-    W_v = head.value_weights()  # (H, K, P)
+    W_v = exact.value_weights(head)  # (H, K, P)
     values = torch.einsum("bhp,hkp->bhk", pooled, W_v * norm1.weight) + W_v @ norm1.bias
-    return head.after_attention(values.flatten(1), keep)
+    return exact.after_attention(head, values.flatten(1), keep)
 
 
-def losses(model, head, views, masks, keep, both, gather=lambda classes: classes, dtype=torch.float32):
-    """models.losses on a GPU: views (2, B, T, C) -> (masked, contrastive), contrastive 0 unless `both`.
+class Gpu(exact.Exact):
+    """The engine of the fused kernels; in bfloat16 the activations between them are, and so the large products."""
 
-    dtype is that of the activations between the kernels, and with it of the large matrix products.
-    """
-    x = views.flatten(0, 1)  # (2B, T, C)
-    n, T, C = x.shape
-    rows = (masks.positions + T * torch.arange(n, device=x.device)[:, None]).flatten()  # (2B * M,)
-    h = representation(model.transformer, hide(x, masks), None if both else rows, dtype)
-    h, chosen = Branch.apply(h, rows) if both else (None, h)  # (2B * M, D)
-    inner = GeluNorm.apply(chosen, model.linear.weight, model.linear.bias, model.norm.gamma, model.norm.beta)
-    masked = F.mse_loss(model.decoder(inner.float()), x.view(-1, C).index_select(0, rows))
-    if not both:
-        return masked, torch.zeros_like(masked)
-    classes = gather(class_output(head, h, n, keep).unflatten(0, (2, -1)))
-    return masked, NTXent.apply(head.project(classes), 0.2)
+    name = "gpu"
+    hide, add_spans = staticmethod(hide), staticmethod(add_spans)
+
+    def forward(self, model, head, x, positions, keep, both):
+        n, T, _ = x.shape
+        rows = (positions + T * torch.arange(n, device=x.device)[:, None]).flatten()  # (2B * M,)
+        h = representation(model.transformer, x, None if both else rows, self.dtype or torch.float32)
+        h, chosen = Branch.apply(h, rows) if both else (None, h)  # (2B * M, D)
+        inner = GeluNorm.apply(chosen, model.linear.weight, model.linear.bias, model.norm.gamma, model.norm.beta)
+        reconstruction = model.decoder(inner.float()).view(*positions.shape, -1)
+        return reconstruction, class_output(head, h, n, keep).unflatten(0, (2, -1)) if both else None
+
+    def contrast(self, head, classes):
+        return NTXent.apply(exact.project(head, classes), 0.2)
+
+    def encoder(self, transformer):
+        if not exact.shortcuts_hold(transformer):
+            return transformer
+        return lambda x: representation(transformer, x, None, torch.float32).view(*x.shape[:2], -1)

@@ -17,11 +17,22 @@ times the recorded one, a lever of 0.35 m along gravity, acceleration clipped at
 tempo. They are no real device: they tell a setting that breaks from one that does not, not what a target will score.
 """
 
+import copy
+import math
 import sys
 
-import configs
+import numpy as np
+import torch
+
 import utils
-from utils import Parser, UserError, a_device, a_name, a_number, run
+from augment import make_generator
+from bookkeeping import artefacts, configs
+from bookkeeping.commands import Parser, UserError, a_device, a_name, a_number, run
+from metrics import scores, spread
+from v2.invariants import G, unit
+from v2.networks import Masked, Network, Projection
+from v2.physics import amplify, relocate, retime, shift, smooth
+from v2.stages import stages as v2
 
 
 def get_args(argv=None):
@@ -40,22 +51,6 @@ def get_args(argv=None):
     add("-g", "--gpu", type=a_device, help="index of the GPU, or cpu (default: the first GPU, else the CPU)")
     return parser.parse_args(argv)
 
-
-args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
-
-import copy  # noqa: E402
-import math  # noqa: E402
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-import artefacts  # noqa: E402
-import v2  # noqa: E402
-from augment import make_generator  # noqa: E402
-from invariants import G, unit  # noqa: E402
-from metrics import scores, spread  # noqa: E402
-from models_v2 import Masked, Network, Projection  # noqa: E402
-from physics import amplify, relocate, retime, shift, smooth  # noqa: E402
 
 HELD_OUT = 0.4
 
@@ -181,4 +176,4 @@ def show(rows, versions, cases):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, args))
+    sys.exit(run(main, get_args))

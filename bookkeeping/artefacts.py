@@ -20,8 +20,9 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from utils import UserError
+from bookkeeping.commands import UserError
 
 BLOCK = 1 << 16  # bytes of a sample of a large file (fingerprint)
 
@@ -192,8 +193,6 @@ def record_path(path):
 
 def make_record(config, made_from, device, **more):
     """What goes into the JSON beside an artefact: configuration, its parents' fingerprints, versions, device."""
-    import torch
-
     return {
         "config": config,
         "made_from": {str(parent): fingerprint(parent) for parent in made_from},
@@ -243,12 +242,15 @@ def save_state(path, state, record=None):
     torch.save gets an open file: with a path it would put the file's stem into the archive, and equal weights
     would give unequal files.
     """
-    import torch
-
     buffer = io.BytesIO()
     torch.save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, buffer)
     with atomic(path, record) as handle:
         handle.write(buffer.getbuffer())
+
+
+def states(**modules):
+    """Copies of networks' states under their names, which further training does not touch."""
+    return {name: {k: tensor.clone() for k, tensor in m.state_dict().items()} for name, m in modules.items()}
 
 
 def load_state(path, module, dead=(), hint=""):
@@ -257,8 +259,6 @@ def load_state(path, module, dead=(), hint=""):
     Names that start with one of `dead` are groups of weights that the released code saves and never uses: ignored.
     Raises UserError that names the file and the first name that is wrong.
     """
-    import torch
-
     if not Path(path).is_file():
         raise UserError(f"{path} is missing; {hint}")
     try:
@@ -330,3 +330,35 @@ def append_row(path, row):
         if columns[0] != next(iter(row)):
             raise UserError(f"{path} is another table (its first column is {columns[0]!r}); move it away and repeat")
         save_table(path, [{column: r.get(column, "") for column in columns} for r in [*rows, row]])
+
+
+def agreed(flag, given, recorded, where, default=None):
+    """A setting that an artefact's JSON records: that value, unless the user's flag says otherwise, an error.
+
+    `recorded` is None where there is no JSON (a released file): then the flag counts, or `default`.
+    """
+    if recorded is None:
+        return default if given is None else given
+    if given is not None and given != recorded:
+        raise UserError(f"{flag} {given} contradicts {where}, made with {recorded}; leave {flag} out, or make it again")
+    return recorded
+
+
+def differing(old, new, prefix=""):
+    """Names of the keys in which two nested configurations differ, with both values."""
+    names = []
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            names += differing(a, b, f"{prefix}{key}.")
+        elif a != b or (key in old) != (key in new):
+            then, now = (a if key in old else "absent"), (b if key in new else "absent")
+            names.append(f"{prefix}{key} ({then} then, {now} now)")
+    return names
+
+
+def check_same(where, recorded, now):
+    """Raise UserError if an artefact's JSON recorded other settings than those of `now` (a nested dict)."""
+    keys = differing({key: recorded.get(key, now[key]) for key in now}, now)
+    if keys:
+        raise UserError(f"{where} was made with other settings: {', '.join(keys)}; restore them, or make it again")

@@ -14,38 +14,25 @@ Lines and bars are means over runs (seeds), bands and error bars ± one sample s
 """
 
 import csv
+from pathlib import Path
 
-import matplotlib
+import matplotlib.pyplot as plt
 import matplotlib.ticker
+import numpy as np
 
-matplotlib.use("Agg")  # no display is needed, nor looked for
+import metrics
+from bookkeeping import artefacts, ledger, plots
+from bookkeeping.plots import COLOURS
+from experiments import representations
+from experiments.table import METRICS, Results, mean_over, pretraining_epochs
+from metrics import scores, spread
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-import artefacts  # noqa: E402
-import calibration  # noqa: E402
-import ledger  # noqa: E402
-from metrics import scores, spread  # noqa: E402
-from table import METRICS, Results, mean_over, pretraining_epochs  # noqa: E402
-
-# Okabe and Ito's colours, told apart by colour-blind readers too
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"]
-STYLE = {
-    "figure.dpi": 150, "savefig.bbox": "tight", "font.size": 10, "axes.titlesize": 11, "axes.spines.top": False,
-    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
-}  # fmt: skip
 NAMES = {"accuracy": "accuracy", "f1_macro": "macro F1"}
 
 
 def save(figure, name, made):
-    """Write results/NAME.png, atomically, and note its path in `made`."""
-    path = artefacts.Path("results") / f"{name}.png"
-    with artefacts.atomic(path) as handle:
-        figure.savefig(handle, format="png")
-    plt.close(figure)
-    made.append(str(path))
+    """Write results/NAME.png and note its path in `made`."""
+    made.append(str(plots.save(figure, Path("results") / f"{name}.png")))
 
 
 def runs_text(count):
@@ -56,16 +43,10 @@ def mean_text(count):
     return ("mean of " if count > 1 else "") + runs_text(count)
 
 
-def cells_of(grid, variant, rate, source):
-    """The grid's cells of a variant, label rate and source."""
-    jobs = [job for job in grid.jobs() if job.variant == variant and job.source == source]
-    return [cell for job in jobs for cell in grid.cells(job) if cell.rate == rate]
-
-
 def saved_predictions(results, variant, source, target):
     """What is there of a pair's runs: a list of (labels (n,), logits (n, K), temperature)."""
     grid, found = results.grid, []
-    for cell in cells_of(grid, variant, results.rate, source):
+    for cell in results.cells(variant, results.rate, source):
         npz = grid.predictions(cell)
         saved = ledger.read_predictions(npz, grid.key(cell)) if cell.target == target else None
         if saved is not None:
@@ -111,14 +92,14 @@ def reliability(results, variant, source, target, made):
         return
     labels = np.concatenate([labels for labels, _, _ in saved])
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.7), layout="constrained")
-    edges = np.linspace(0, 1, calibration.BINS + 1)
+    edges = np.linspace(0, 1, metrics.BINS + 1)
     for axis, title, calibrated in zip(axes, ("as trained", "with the source's temperature"), (False, True),
                                        strict=False):  # fmt: skip
-        parts = [calibration.probabilities(z, t if calibrated or t is None else 1.0) for _, z, t in saved]
-        error = np.array([calibration.ece(p, y) for p, (y, _, _) in zip(parts, saved, strict=True)])
+        parts = [metrics.probabilities(z, t if calibrated or t is None else 1.0) for _, z, t in saved]
+        error = np.array([metrics.ece(p, y) for p, (y, _, _) in zip(parts, saved, strict=True)])
         probabilities = np.concatenate(parts)
-        count, confidence, accuracy = calibration.reliability(probabilities, labels)
-        axis.bar(edges[:-1], count / count.sum(), 1 / calibration.BINS, align="edge", color="#999999", alpha=0.45,
+        count, confidence, accuracy = metrics.reliability(probabilities, labels)
+        axis.bar(edges[:-1], count / count.sum(), 1 / metrics.BINS, align="edge", color="#999999", alpha=0.45,
                  label="share of windows")  # fmt: skip
         axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="right as often as confident")
         shown = count >= 10  # of fewer the share that is right says nothing
@@ -126,7 +107,7 @@ def reliability(results, variant, source, target, made):
                   label="accuracy (bins of 10 or more)")  # fmt: skip
         axis.set_title(f"{title}: ECE {spread(error)}", fontsize=10), axis.set_xlabel("confidence (top probability)")
     thresholds = np.linspace(0, 1, 201)
-    kept = np.array([calibration.kept(probabilities, threshold) for threshold in thresholds])
+    kept = np.array([metrics.kept(probabilities, threshold) for threshold in thresholds])
     right = probabilities.argmax(1) == labels
     with_any = kept.any(1)
     axes[2].plot(thresholds, kept.mean(1), color=COLOURS[1], label="coverage: share of windows kept")
@@ -170,7 +151,7 @@ def band(axis, x, values, label, **style):
 
 def loss_curves(results, variant, source, made):
     grid = results.grid
-    cells = {cell.run: cell for cell in cells_of(grid, variant, results.rate, source)}.values()
+    cells = {cell.run: cell for cell in results.cells(variant, results.rate, source)}.values()
     pretrained = {grid.checkpoint(cell.job): cell.job for cell in cells}
     stems = [path.with_name(f"{job.stem}_losses_{grid.weights(job)}.csv") for path, job in pretrained.items()]
     losses = read_losses(stems)
@@ -289,16 +270,15 @@ def ablation(results, made):
 
 def write(grid, projection="tsne"):
     """Draw all figures for which there are files; returns their paths. Pairs show the grid's first variant."""
-    import representations  # here, not above: it takes its style from this module
-
     results, made = Results(grid), []
     pretrained = [v for v in results.variants if not (grid.is_baseline(v) or grid.is_v2(v))]  # v2 learns in other steps
-    with plt.rc_context(STYLE):
+    with plt.rc_context(plots.STYLE):
         for source, target in results.pairs() if results.variants else []:
             confusion(results, results.variants[0], source, target, made)
             reliability(results, results.variants[0], source, target, made)
             if pretrained:
-                representations.draw(results, pretrained[0], source, target, projection, made)
+                figure = representations.draw(results, pretrained[0], source, target, projection)
+                save(figure, f"representations_{source}_{target}", made) if figure else None
         for source in results.sources if pretrained else []:
             loss_curves(results, pretrained[0], source, made)
         label_rates(results, made)

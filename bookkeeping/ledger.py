@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-import artefacts
-from utils import UserError
+from bookkeeping import artefacts
+from bookkeeping.commands import UserError
 
 PATH = "saved/results.csv"
 PRETRAIN = ("dataset", "dataset_version", "augment_method", "model_version", "train", "mask", "model")
@@ -60,13 +60,13 @@ def config_hash(trained_with, source, target, version):
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def save_test(npz, source, target, version, settings, result, predictions, confidence=None):
+def save_test(npz, pair, settings, result, predictions, confidence=None):
     """Keep a test: the predictions in the file `npz`, then a row of scores.
 
-    settings: further columns (label_rate, seed, config_hash, ...); result: metrics.scores; predictions: (numbers of the
-    windows (n,), labels (n,), logits (n, classes)); confidence: confidence_columns, the row's last, whose temperature
-    goes to the file too (NaN for a model of probabilities): all that is needed to compute the row again. The row comes
-    last: where it stands, the rest is there.
+    pair: (source, target, version of the data); settings: further columns (label_rate, seed, config_hash, ...); result:
+    metrics.scores; predictions: (numbers of the windows (n,), labels (n,), logits (n, classes)); confidence:
+    confidence_columns, the row's last, whose temperature goes to the file too (NaN for a model of probabilities): all
+    that is needed to compute the row again. The row comes last: where it stands, the rest is there.
     """
     window, label, logits = predictions
     confidence = confidence or {}
@@ -76,7 +76,7 @@ def save_test(npz, source, target, version, settings, result, predictions, confi
         np.savez(handle, window=window, label=label, logits=logits, config_hash=settings["config_hash"],
                  temperature=np.float64(temperature))  # fmt: skip
     first = ("augment_method", "label_rate", "seed")
-    row = {"source": source, "target": target, "dataset_version": version}
+    row = dict(zip(("source", "target", "dataset_version"), pair, strict=True))
     row |= {key: settings[key] for key in first}
     row |= {key: round(value, 6) for key, value in result.items() if key not in ("confusion", "majority")}
     row |= {key: value for key, value in settings.items() if key not in first}

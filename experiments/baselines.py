@@ -1,6 +1,6 @@
 """What a plain supervised model reaches on the same labelled windows: no pretraining, no representation.
 
-    python baselines.py -d uci --targets motion hhar -b cnn -lr 0.1
+    python -m experiments.baselines -d uci --targets motion hhar -b cnn -lr 0.1
 
 reads   dataset/uci/{data,label}_20_120.npy, and each target's
 writes  saved/baseline_cnn_uci_20_120/model.pt, a JSON and the losses (CSV) beside it; a row to saved/results.csv and
@@ -16,9 +16,25 @@ forest's confidence is its own probabilities: no temperature is fitted to them, 
 in place of logits. Nothing of a target is used for anything but its scores.
 """
 
+import math
 import sys
+from pathlib import Path
 
-from utils import add_abstain, make_parser, run
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.ensemble import RandomForestClassifier
+from torch import nn
+from tqdm import tqdm
+
+import metrics
+import plain
+import utils
+from augment import augment_copies, copy_count, instance_norm, make_generator
+from bookkeeping import artefacts, configs, ledger
+from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, add_abstain, make_parser, run
+from classifier import train_epoch
+from models import Classifier, Transformer
 
 MODELS = ("cnn", "forest", "end_to_end")
 
@@ -31,28 +47,6 @@ def get_args(argv=None):
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
-
-args = get_args() if __name__ == "__main__" else None  # before the heavy imports: --help and a typo answer at once
-
-import math  # noqa: E402
-from pathlib import Path  # noqa: E402
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import nn  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-import artefacts  # noqa: E402
-import calibration  # noqa: E402
-import configs  # noqa: E402
-import ledger  # noqa: E402
-import utils  # noqa: E402
-from augment import augment_copies, copy_count, instance_norm, make_generator  # noqa: E402
-from classifier import train_epoch  # noqa: E402
-from metrics import report, scores  # noqa: E402
-from models import Classifier, Transformer  # noqa: E402
-from utils import UserError  # noqa: E402
 
 TREES = 300
 WIDTHS = (64, 64, 128)  # channels of the CNN's blocks
@@ -71,11 +65,10 @@ class CNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(WIDTHS[-1], classes)
 
-    def forward(self, x, labels=None):
-        """Logits (B, classes) of raw windows (B, T, C); with labels (B,) also the mean cross-entropy."""
+    def forward(self, x):
+        """Logits (B, classes) of raw windows (B, T, C)."""
         h = self.features(instance_norm(x).transpose(1, 2)).mean(2)  # (B, F)
-        logits = self.fc(self.dropout(h))
-        return logits if labels is None else (logits, F.cross_entropy(logits, labels))
+        return self.fc(self.dropout(h))
 
 
 class EndToEnd(nn.Module):
@@ -86,9 +79,9 @@ class EndToEnd(nn.Module):
         self.encoder = Transformer(encoder_cfg)
         self.classifier = Classifier(classifier_cfg, classes)
 
-    def forward(self, x, labels=None):
-        """Logits (B, classes) of raw windows (B, T, C); with labels (B,) also the mean cross-entropy."""
-        return self.classifier(self.encoder(instance_norm(x)), labels)
+    def forward(self, x):
+        """Logits (B, classes) of raw windows (B, T, C)."""
+        return self.classifier(self.encoder(instance_norm(x)))
 
 
 def statistics(x):
@@ -122,11 +115,16 @@ def training(args):
     """All that the result depends on beside the data, for the row's config_hash."""
     entry = configs.dataset_config(args.dataset, args.dataset_version)
     return {
-        "baseline": args.baseline, "dataset": args.dataset, "dataset_version": args.dataset_version,
-        "label_index": args.label_index, "label_rate": 0.1 if args.label_rate is None else args.label_rate,
-        "augment_method": args.augument_method or "channel_aug", "train": configs.read_train_config(args),
-        "model": model_config(args), "classes": configs.label_names(entry, args.label_index)[1],
-    }  # fmt: skip
+        "baseline": args.baseline,
+        "dataset": args.dataset,
+        "dataset_version": args.dataset_version,
+        "label_index": args.label_index,
+        "label_rate": LABEL_RATE if args.label_rate is None else args.label_rate,
+        "augment_method": args.augument_method or AUGMENTATION,
+        "train": configs.read_train_config(args),
+        "model": model_config(args),
+        "classes": configs.label_names(entry, args.label_index)[1],
+    }
 
 
 def stem_path(args, ending):
@@ -139,14 +137,12 @@ def labelled_windows(dataset, version, label_index):
     """A data set's windows (N, T, C), one id per window (-1 where it changes within), the classes' names."""
     data, labels, entry = utils.load_windows(dataset, version)
     column, names = configs.label_names(entry, label_index)
-    ids = utils.window_labels(labels, label_index, names, f"dataset/{dataset}/label_{version}.npy")
+    ids = utils.window_labels(labels, label_index, names, utils.data_path(dataset, version, "label"))
     return torch.tensor(np.asarray(data, dtype=np.float32)), ids, (column, names)
 
 
 def fit_forest(x, y, classes, seed):
     """A random forest on the windows' statistics; returns windows -> class probabilities (N, classes)."""
-    from sklearn.ensemble import RandomForestClassifier
-
     forest = RandomForestClassifier(TREES, random_state=seed, n_jobs=torch.get_num_threads())
     forest.fit(statistics(x.numpy()), y.numpy())
 
@@ -158,9 +154,9 @@ def fit_forest(x, y, classes, seed):
     return predict
 
 
-def fit_network(model, cfg, x, y, val_x, val_y, quiet):
+def fit_network(engine, model, cfg, x, y, val_x, val_y, quiet):
     """Train as classifier.py does; returns (windows -> logits on the CPU, history, the best epoch)."""
-    device = next(model.parameters()).device
+    device = engine.device
     x, y, val_x, val_y = (part.to(device) for part in (x, y, val_x, val_y))
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg["lr"], fused=True)
     batch_size = min(cfg["batch_size"], len(x))
@@ -178,14 +174,13 @@ def fit_network(model, cfg, x, y, val_x, val_y, quiet):
             break
         generator = make_generator(device, cfg["seed"], "baseline epoch", epoch)
         torch.manual_seed(generator.initial_seed())  # dropout: a function of (seed, epoch) too
-        loss = train_epoch(model, optimizer, x, y, batch_size, most, generator).item()
+        loss = train_epoch(engine, model, optimizer, x, y, batch_size, most, generator).item()
         val_loss = F.cross_entropy(predict(val_x), val_y).item()
         if not math.isfinite(loss + val_loss):
             raise UserError(f"the loss is not finite in epoch {epoch + 1}; lower 'lr' in the -t config")
         history.append({"epoch": epoch + 1, "train_loss": loss, "val_loss": val_loss})
         if val_loss < best["loss"]:
-            weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-            best = {"loss": val_loss, "epoch": epoch + 1, "model": weights}
+            best = {"loss": val_loss, "epoch": epoch + 1, **artefacts.states(model=model)}
     model.load_state_dict(best["model"])
     return lambda windows: predict(windows).cpu().numpy(), history, best["epoch"]
 
@@ -200,66 +195,76 @@ def build(args, config):
     return EndToEnd(config["model"]["encoder"], config["model"]["classifier"], classes)
 
 
+def fit(args, config, engine, labelled, val):
+    """Train the model of -b on (windows, labels) pairs; returns (windows -> logits or probabilities, temperature)."""
+    if args.baseline == "forest":
+        return fit_forest(*labelled, len(config["classes"]), config["train"]["seed"]), None
+    torch.manual_seed(config["train"]["seed"])
+    model = build(args, config).to(engine.device)
+    predict, history, epoch = fit_network(engine, model, config["train"], *labelled, *val, args.quiet)
+    temperature = metrics.fit_temperature(predict(val[0]), val[1])
+    artefacts.save_table(stem_path(args, "_losses.csv"), history)
+    made_from = [utils.data_path(args.dataset, args.dataset_version, kind) for kind in ("data", "label")]
+    record = artefacts.make_record(config, made_from, str(engine.device), epoch=epoch, temperature=temperature)
+    artefacts.save_state(stem_path(args, ".pt"), model.state_dict(), record)
+    return predict, temperature
+
+
+def test(args, config, column, target, predict, temperature, source):
+    """Score the model on a target, print and keep it; returns the scores. `source` are those on the own test part."""
+    version, names = args.dataset_version, config["classes"]
+    data, labels, target_column = labelled_windows(target, version, args.label_index)
+    if target_column != column:
+        where = f"in {args.dataset} and in {target}; see dataset/data_config.json"
+        raise UserError(f"-l {args.label_index} does not name the same classes {where}")
+    rows = np.flatnonzero(labels >= 0)
+    if len(rows) == 0:
+        raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
+    logits = predict(data[rows])
+    result = metrics.scores(labels[rows], logits.argmax(1), len(names))
+    confidence = metrics.assess(logits, labels[rows], temperature, args.abstain)
+    print(metrics.report(f"{args.dataset} -> {target}", result, names), metrics.confidence_report(confidence), sep="\n")
+    settings = {key: config[key] for key in ("augment_method", "label_rate", "label_index")}
+    settings |= {"seed": config["train"]["seed"], "split_by": config["train"]["split_by"]}
+    settings |= {"model_version": args.model_version, "save_model": args.save_model, "baseline": args.baseline}
+    settings |= ledger.source_scores(source)
+    settings["config_hash"] = ledger.config_hash(config, args.dataset, target, version)
+    ledger.save_test(
+        stem_path(args, f"_{target}.npz"),
+        (args.dataset, target, version),
+        settings,
+        result,
+        (rows, labels[rows], logits),
+        ledger.confidence_columns(confidence, source),
+    )
+    return result | confidence
+
+
 def main(args):
     config = training(args)
-    if args.deterministic:
-        utils.set_deterministic()
-    cfg, rate, method = config["train"], config["label_rate"], config["augment_method"]
-    version, seed, split_by = args.dataset_version, cfg["seed"], cfg["split_by"]
-    device = utils.pick_device("cpu" if args.baseline == "forest" else args.gpu)
-    raw, ids, column = labelled_windows(args.dataset, version, args.label_index)
-    names = config["classes"]
+    cfg, rate, method, names = config["train"], config["label_rate"], config["augment_method"], config["classes"]
+    engine = plain.engine("cpu" if args.baseline == "forest" else args.gpu, args.deterministic)
+    raw, ids, column = labelled_windows(args.dataset, args.dataset_version, args.label_index)
 
-    windows, ids = augment_copies(raw, method, seed), np.tile(ids, copy_count(method))
-    split = utils.split_windows(len(raw), copy_count(method), seed, split_by)
-    train, val, test = (rows[ids[rows] >= 0] for rows in split)
-    if min(map(len, (train, val, test))) == 0:
-        raise UserError(f"dataset/{args.dataset} holds {len(raw)} windows, too few to train, validate and test on")
-    labelled = utils.pick_labelled(train, rate, len(raw), copy_count(method), seed, split_by)
-    take = lambda rows: (windows[rows], torch.from_numpy(ids[rows]))  # noqa: E731
-    print(f"{args.dataset}: {args.baseline} on {len(labelled)} labelled of {len(train)} training rows "
-          f"({method}, split by {split_by}) on {device}")  # fmt: skip
+    copies = copy_count(method)
+    windows, ids = augment_copies(raw, method, cfg["seed"]), np.tile(ids, copies)
+    where = utils.data_path(args.dataset, args.dataset_version, "label")
+    split = utils.labelled_split(ids, names, where, rate, len(raw), copies, cfg["seed"], cfg["split_by"])
+    labelled, train, val, rest = split
+    of = f"{len(labelled)} labelled of {len(train)} training rows ({method}, split by {cfg['split_by']})"
+    print(f"{args.dataset}: {args.baseline} on {of} on {engine.device}")
 
-    if args.baseline == "forest":
-        predict, temperature = fit_forest(*take(labelled), len(names), seed), None
-    else:
-        torch.manual_seed(seed)
-        model = build(args, config).to(device)
-        predict, history, epoch = fit_network(model, cfg, *take(labelled), *take(val), args.quiet)
-        temperature = calibration.fit_temperature(predict(windows[val]), ids[val])
-        path = stem_path(args, ".pt")
-        artefacts.save_table(stem_path(args, "_losses.csv"), history)
-        made_from = [f"dataset/{args.dataset}/{kind}_{version}.npy" for kind in ("data", "label")]
-        record = artefacts.make_record(config, made_from, str(device), epoch=epoch, temperature=temperature)
-        artefacts.save_state(path, model.state_dict(), record)
-    logits = predict(windows[test])
-    source = scores(ids[test], logits.argmax(1), len(names)) | calibration.errors(logits, ids[test], temperature)
-    print(report(f"{args.dataset}, test part", source, names))
-    print(calibration.report(source | {"temperature": temperature}))
+    def take(rows):
+        return windows[rows], torch.from_numpy(ids[rows])
 
-    settings = {key: config[key] for key in ("augment_method", "label_rate", "label_index")}
-    settings |= {"seed": seed, "split_by": split_by, "model_version": args.model_version}
-    settings |= {"save_model": args.save_model, "baseline": args.baseline} | ledger.source_scores(source)
-    results = {}
-    for target in args.targets or [args.target_dataset]:
-        data, labels, target_column = labelled_windows(target, version, args.label_index)
-        if target_column != column:
-            raise UserError(f"-l {args.label_index} does not name the same classes in {args.dataset} and in {target}; "
-                            "see dataset/data_config.json")  # fmt: skip
-        rows = np.flatnonzero(labels >= 0)
-        if len(rows) == 0:
-            raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
-        logits = predict(data[rows])
-        results[target] = scores(labels[rows], logits.argmax(1), len(names))
-        confidence = calibration.assess(logits, labels[rows], temperature, args.abstain)
-        print(report(f"{args.dataset} -> {target}", results[target], names), calibration.report(confidence), sep="\n")
-        key = ledger.config_hash(config, args.dataset, target, version)
-        ledger.save_test(stem_path(args, f"_{target}.npz"), args.dataset, target, version,
-                         settings | {"config_hash": key}, results[target], (rows, labels[rows], logits),
-                         ledger.confidence_columns(confidence, source))  # fmt: skip
-        results[target] |= confidence
-    return results
+    predict, temperature = fit(args, config, engine, take(labelled), take(val))
+    logits = predict(windows[rest])
+    source = metrics.scores(ids[rest], logits.argmax(1), len(names)) | metrics.errors(logits, ids[rest], temperature)
+    print(metrics.report(f"{args.dataset}, test part", source, names))
+    print(metrics.confidence_report(source | {"temperature": temperature}))
+    targets = args.targets or [args.target_dataset]
+    return {target: test(args, config, column, target, predict, temperature, source) for target in targets}
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, args))
+    sys.exit(run(main, get_args))

@@ -1,0 +1,145 @@
+"""The command line of every script: flags and their types, a user's mistake in one line, interruption, warnings."""
+
+import argparse
+import os
+import re
+import signal
+import sys
+
+AUGMENTATIONS = ("channel_aug", "rotation_random", "jitter", "scaling", "permutation", "none")
+AUGMENTATION = "channel_aug"  # where -am is not given
+LABEL_RATE = 0.1  # where -lr is not given
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one line that names the file, key or flag and says what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose mistakes are one `error:` line and exit status 2, without the usage block."""
+
+    def error(self, message):
+        self.exit(2, f"error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+def one_line(text):
+    return " ".join(str(text).split())
+
+
+def on_interrupt(handler):
+    """Have Ctrl-C and SIGTERM call `handler`; a command started in the background (nohup, &) still ignores Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def run(main, get_args):
+    """Run a script's main(get_args()): a user's mistake gives one line and status 2, Ctrl-C and SIGTERM give 130."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    on_interrupt(interrupt)
+    try:
+        try:
+            main(get_args())
+        except BaseException:
+            on_interrupt(signal.SIG_IGN)  # what is left is to say why; torchrun sends SIGTERM just then
+            raise
+    except BrokenPipeError:  # the reader of our output has gone, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (UserError, OSError) as error:  # OSError: a file that no check foresaw; it names the file
+        who = f" in process {process_number()}" if process_number() else ""
+        print(f"error{who}: {one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if not process_number():  # torchrun stops the processes that are left when one has died
+            why = ": another process has ended, or torchrun was stopped; the same command continues the run"
+            print("interrupted" + (why if process_count() > 1 else ""), file=sys.stderr)
+        sys.exit(130)
+
+
+def warn(message):
+    """One `warning:` line on stderr, from the first process of a torchrun command alone."""
+    if not process_number():
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def process_number():
+    """Which of the processes that torchrun started this is, from 0; 0 without it."""
+    return int(os.environ.get("RANK", 0))
+
+
+def process_count():
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def a_number(kind, test, wanted):
+    """An argparse type: a number of `kind` for which `test` holds; `wanted` is the text for the error."""
+
+    def convert(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not test(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+        return value
+
+    return convert
+
+
+def a_name(text):
+    """An argparse type: a plain name that cannot leave its folder."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text[:120]!r} is not a plain name (at most 100 letters, digits, '_', '-', '.'; no path)"
+        )
+    return text
+
+
+def add_abstain(parser):
+    """The flag of the scripts that test on a target."""
+    share = a_number(float, lambda x: 0 <= x <= 1, "a probability from 0 to 1")
+    parser.add_argument("--abstain", metavar="THRESHOLD", type=share, help="print coverage and scores of the windows "
+                        "whose top probability is at least this")  # fmt: skip
+
+
+def a_device(text):
+    """An argparse type: a GPU index, or `cpu`."""
+    return text if text == "cpu" else a_number(int, lambda n: n >= 0, "a GPU's index (0, 1, ...) or cpu")(text)
+
+
+def make_parser(description, train_cfg="config/pretrain.json"):
+    """The parser of the four scripts: the released code's flags, and --seed. `train_cfg` is the default of -t.
+
+    Flags whose value may also come from an artefact's JSON have no default here: None means "not given".
+    """
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-mv", "--model_version", type=a_name, default="v1", help="entry of the model configs (default v1)")
+    add("-d", "--dataset", type=a_name, default="uci", help="source data set (default uci)")
+    add("-td", "--target_dataset", type=a_name, default="uci", help="target data set of stage 3 (default uci)")
+    add("-dv", "--dataset_version", type=a_name, default="20_120", help="rate_length of the windows (default 20_120)")
+    add("-g", "--gpu", type=a_device, help="index of the GPU, or cpu (default: the first GPU, else the CPU)")
+    add("-f", "--model_file", type=a_name, help="stem of the pretrained model to read; pretrain.py starts from it")
+    add("-t", "--train_cfg", help=f"training configuration (default {train_cfg})")
+    add("-a", "--mask_cfg", default="config/mask.json", help="masking configuration (default config/mask.json)")
+    index = a_number(int, lambda n: n >= 0, "a column's index (0, 1, ...)")
+    add("-l", "--label_index", type=index, default=0, help="label column to classify (default 0, the activity)")
+    add("-s", "--save_model", type=a_name, default="model", help="stem of the saved model's name (default model)")
+    rate = a_number(float, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
+    add(
+        "-lr",
+        "--label_rate",
+        type=rate,
+        help=f"share of the training windows whose labels are seen (default {LABEL_RATE})",
+    )
+    add("-am", "--augument_method", "--augment_method", choices=AUGMENTATIONS, help=f"default {AUGMENTATION}")
+    seed = a_number(int, lambda n: 0 <= n < 2**32, "a whole number from 0 to 4294967295")
+    add("--seed", type=seed, help="random seed, over the training configuration's")
+    add("--deterministic", action="store_true", help="only operations that repeat bit for bit, also on a GPU (slower)")
+    parser.set_defaults(default_train_cfg=train_cfg)
+    return parser
