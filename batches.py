@@ -43,12 +43,28 @@ def section_steps(B):
     return max(1, SECTION // (2 * B))
 
 
-def draw_epoch(n, B, steps, shape, mask_cfg, head, generator, add=None):
-    """An epoch's randomness, section after section: n rows of `shape` (T, C), `steps` batches of B. Yields Draws.
+def shuffled(sizes, steps, B, generator):
+    """The rows of `steps` batches of B: (steps, B) int64, of sources of `sizes` rows, stacked, equal shares of each.
 
-    Each section is drawn in one batched call; `add` as in augment.span_positions.
+    A source's rows come in a random order, those of a small one again and again; B and S sources may leave a remainder,
+    which goes to the first ones.
     """
-    order = torch.randperm(n, generator=generator, device=generator.device)[: steps * B].view(steps, B)
+    parts, start, device = [], 0, generator.device
+    for number, size in enumerate(sizes):
+        share = B // len(sizes) + (number < B % len(sizes))
+        rounds = max(1, -(-steps * share // size))
+        rows = torch.cat([torch.randperm(size, generator=generator, device=device) for _ in range(rounds)])
+        parts.append(start + rows[: steps * share].view(steps, share))
+        start += size
+    return torch.cat(parts, dim=1)
+
+
+def draw_epoch(sizes, B, steps, shape, mask_cfg, head, generator, add=None):
+    """An epoch's randomness, section after section: rows of `shape` (T, C), `steps` batches of B. Yields Draws.
+
+    `sizes` are the rows of each source. Each section is drawn in one batched call; `add` as in augment.span_positions.
+    """
+    order = shuffled(sizes, steps, B, generator)
     for part in order.split(section_steps(B)):
         visits = 2 * B * len(part)
         masks = draw_masks(visits, *shape, mask_cfg, generator, add)
@@ -70,11 +86,12 @@ class Draws:
     What step() gives stays in place, so that a step can be recorded and replayed: no number goes to the host and back.
     """
 
-    def __init__(self, engine, n, shape, config, head):
-        self.engine, self.n, self.shape, self.config, self.head = engine, n, shape, config, head
-        self.B = min(config["train"]["batch_size"], n)
+    def __init__(self, engine, sizes, shape, config, head):
+        """`sizes`: the rows of each source; `shape` (T, C) of a window."""
+        self.engine, self.sizes, self.shape, self.config, self.head = engine, sizes, shape, config, head
+        self.B = min(config["train"]["batch_size"], sum(sizes))
         self.mine = engine.team.share(self.B)
-        self.steps = n // self.B  # of an epoch, the last partial batch dropped
+        self.steps = sum(sizes) // self.B  # of an epoch, the last partial batch dropped
         self.index = torch.zeros(1, dtype=torch.int64, device=engine.device)
 
     def start(self, epoch):
@@ -88,7 +105,14 @@ class Draws:
         return (
             share_of(draw, self.mine)
             for draw in draw_epoch(
-                self.n, self.B, self.steps, self.shape, self.config["mask"], self.head, generator, self.engine.add_spans
+                self.sizes,
+                self.B,
+                self.steps,
+                self.shape,
+                self.config["mask"],
+                self.head,
+                generator,
+                self.engine.add_spans,
             )
         )
 

@@ -22,6 +22,7 @@ import metrics
 import utils
 import v2
 from augment import copy_count, make_generator
+from batches import shuffled
 from bookkeeping import artefacts, configs
 from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, make_parser, run
 from bookkeeping.resume import Resume
@@ -35,7 +36,7 @@ def get_args(argv=None):
     kinds = "of the large products: default fp32 on a CPU, tf32 on a GPU; bf16 is for a CPU with AMX"
     add("--precision", choices=("fp32", "tf32", "bf16"), help=kinds)
     add("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    return configs.parse(parser, argv)
 
 
 def load_embedding(args, files):
@@ -85,19 +86,27 @@ def settings(args, files, embed, record):
     }, copies
 
 
-def train_epoch(engine, model, optimizer, h, y, batch_size, most, generator):
-    """One epoch (at most `most` steps) over the labelled windows in a random order; returns the mean loss, a tensor."""
+def epoch_rows(sizes, batch_size, most, generator):
+    """The batches of an epoch, at most `most`: every row once, but of several sources equal shares in each batch."""
+    if len(sizes) > 1:
+        return shuffled(sizes, min(most, math.ceil(sum(sizes) / batch_size)), batch_size, generator)
+    order = torch.randperm(sizes[0], generator=generator, device=generator.device)[: most * batch_size]
+    return order.split(batch_size)
+
+
+def train_epoch(engine, model, optimizer, h, y, sizes, batch_size, most, generator):
+    """One epoch over the labelled windows h (N, T, D) of the sources (`sizes` rows each); the mean loss, a tensor."""
     model.train()
     dropout = engine.dropout(model, generator)
-    total = torch.zeros((), device=h.device)
-    order = torch.randperm(len(h), generator=generator, device=h.device)[: most * batch_size]
-    for rows in order.split(batch_size):
+    total, seen = torch.zeros((), device=h.device), 0
+    for rows in epoch_rows(sizes, batch_size, most, generator):
         loss = cross_entropy(engine.logits(model, h[rows], dropout), y[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         total += loss.detach() * len(rows)
-    return total / len(order)
+        seen += len(rows)
+    return total / seen
 
 
 @torch.no_grad()
@@ -120,8 +129,8 @@ def main(args):
     config, copies = settings(args, files, embed, record)
     cfg, names, label_path = config["train"], config["classes"], files.embedding("label")
     ids = utils.window_labels(labels, args.label_index, names, label_path)
-    seed, rate, count = cfg["seed"], config["label_rate"], len(embed) // copies
-    split = utils.labelled_split(ids, names, label_path, rate, count, copies, seed, cfg["split_by"])
+    seed, rate, counts = cfg["seed"], config["label_rate"], config["embedding"].get("counts", [len(embed) // copies])
+    split = utils.labelled_split(ids, names, label_path, rate, counts, copies, seed, cfg["split_by"])
 
     def load(rows):
         h = torch.from_numpy(artefacts.read_rows(files.embedding(), rows))
@@ -129,7 +138,8 @@ def main(args):
             raise UserError(f"{files.embedding()} holds NaN or infinity; make it again")
         return h.to(device), torch.from_numpy(ids[rows]).to(device)
 
-    labelled, train, val, test = split
+    sizes = [len(rows) for rows in split[0]]
+    labelled, train, val, test = map(np.concatenate, split)
     (h, y), (val_h, val_y) = load(labelled), load(val)
     torch.manual_seed(seed)
     model = Classifier(config["model"], len(names)).to(device)
@@ -140,7 +150,7 @@ def main(args):
     first, best, history = resume.restore(parts, cfg["n_epochs"])
 
     rows = f"{len(labelled)} labelled of {len(train)} training rows, {len(val)} for validation, {len(test)} for test"
-    print(f"{args.dataset}: {rows} ({copies} copies of {count} windows, split by {cfg['split_by']}) on {device}")
+    print(f"{args.dataset}: {rows} ({copies} copies of {sum(counts)} windows, split by {cfg['split_by']}) on {device}")
     batch_size = min(cfg["batch_size"], len(h))
     steps = math.ceil(len(h) / batch_size)
     bar = tqdm(total=cfg["n_epochs"], initial=first, unit="epoch", disable=args.quiet)
@@ -151,7 +161,7 @@ def main(args):
                 break
             generator = make_generator(device, seed, "classifier epoch", epoch)
             torch.manual_seed(generator.initial_seed())  # dropout on a GPU: a function of (seed, epoch) too
-            loss = train_epoch(engine, model, optimizer, h, y, batch_size, most, generator).item()
+            loss = train_epoch(engine, model, optimizer, h, y, sizes, batch_size, most, generator).item()
             val_loss = cross_entropy(predict(model, val_h, engine.logits), val_y).item()
             if not math.isfinite(loss + val_loss):
                 terms = f"training {loss:.4g}, validation {val_loss:.4g}"

@@ -27,7 +27,7 @@ from models import DEAD_CLASSIFIER, DEAD_MASKED, Classifier, MaskedModel, encode
 def get_args(argv=None):
     parser = make_parser(__doc__, train_cfg="config/train.json")
     add_abstain(parser)
-    return parser.parse_args(argv)
+    return configs.parse(parser, argv)
 
 
 @torch.no_grad()
@@ -39,7 +39,9 @@ def classify(engine, model, classifier, windows):
 
 def load_target(args, column, names):
     """The target's windows (N, T, C), the rows (n,) that have one label, those labels (n,), its entry; checked."""
-    target, version = args.target_dataset, args.dataset_version
+    target, version, sources = args.target_dataset, args.dataset_version, utils.sets_of(args.dataset)
+    if len(sources) > 1 and target in sources:
+        raise UserError(f"-td {target} is one of the sources {', '.join(sources)}; choose another")
     data, labels, entry = utils.load_windows(target, version)
     found, found_names = configs.label_names(entry, args.label_index)
     if (found, found_names) != (column, names):
@@ -107,7 +109,7 @@ def hash_of(args, files, row, names, record, checkpoint):
     """The row's config_hash, from the artefacts' JSON; a released file's contents stand for its configuration."""
     pretrained = artefacts.load_record(checkpoint)
     parents = pretrained["made_from"] if pretrained else {str(checkpoint): artefacts.fingerprint(checkpoint)}
-    more = [was for parent, was in parents.items() if parent != str(files.data())]
+    more = [was for parent, was in parents.items() if parent not in map(str, files.data())]
     classifier = record["config"] if record else row | {"classes": names}
     if not record:
         more.append(artefacts.fingerprint(files.classifier()))

@@ -24,7 +24,7 @@ from models import DEAD_MASKED, MaskedModel, encode
 
 
 def get_args(argv=None):
-    return make_parser(__doc__).parse_args(argv)
+    return configs.parse(make_parser(__doc__), argv)
 
 
 def load_encoder(args, checkpoint, model_cfg):
@@ -79,7 +79,9 @@ def main(args):
         "epochs": made.get("epochs"),
         "seed": seed,
     }
-    record = artefacts.make_record(config, [checkpoint, files.data(), files.data("label")], str(engine.device))
+    counts = utils.counts_of(args.dataset, args.dataset_version)
+    config |= {"counts": counts} if len(counts) > 1 else {}  # where one source ends and the next begins
+    record = artefacts.make_record(config, [checkpoint, *files.data("data", "label")], str(engine.device))
     windows = Copies(FromFile(data, torch.device("cpu")), method, seed)  # made piece by piece
     shape = write(files, engine, model, windows, labels, record)
     copies = f"{method}: {copy_count(method)} x {len(data)} windows"

@@ -15,6 +15,7 @@ import itertools
 import math
 import sys
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -40,19 +41,22 @@ def get_args(argv=None):
     add("--memory_gb", type=size, help=most)
     add("--restart", action="store_true", help="start afresh where an interrupted run left its state")
     add("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    return configs.parse(parser, argv)
 
 
 def load_views(args, config, engine):
-    """(windows, their shape, two views of each copy for training, the same for validation)."""
+    """(windows, their shape, rows of each source, two views of each row for training, the same for validation)."""
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(config["model"], data_cfg, config["mask"])
     cfg, method = config["train"], config["augment_method"]
-    rows = utils.split_windows(len(data), copy_count(method), cfg["seed"], cfg["split_by"])[:2]
-    if min(map(len, rows)) < 2:
-        path = utils.data_path(args.dataset, args.dataset_version)
-        raise UserError(f"{path} holds {len(data)} windows, too few to train and validate on: add more")
-    return len(data), data.shape[1:], *open_views(engine, data, rows, method, cfg["seed"], args.memory_gb)
+    counts = utils.counts_of(args.dataset, args.dataset_version)
+    rows = list(utils.split_sources(counts, copy_count(method), cfg["seed"], cfg["split_by"]))
+    if min(len(part) for source in rows for part in source[:2]) < 2:
+        few = f"{args.dataset} has {' and '.join(map(str, counts))} windows"
+        raise UserError(f"dataset/{few}, too few to train and validate on: add more")
+    parts = [np.concatenate(part) for part in list(zip(*rows, strict=True))[:2]]
+    views = open_views(engine, data, parts, method, cfg["seed"], args.memory_gb)
+    return len(data), data.shape[1:], [len(train) for train, _, _ in rows], *views
 
 
 def make_networks(files, config, device):
@@ -60,15 +64,16 @@ def make_networks(files, config, device):
 
     One Adam for both, which skips the head until that has gradients.
     """
-    cfg, model_cfg, made_from = config["train"], config["model"], [files.data()]
+    cfg, model_cfg, made_from = config["train"], config["model"], files.data()
     torch.manual_seed(cfg["seed"])
     model, head = MaskedModel(model_cfg).to(device), Contrastive(model_cfg["hidden"]).to(device)
     if files.source:
+        sources = len(made_from)
         weights, hint = utils.loss_weights(cfg), f"make it with: python pretrain.py -s {files.source}"
         names = [files.pretraining(part, weights, files.source) for part in ("masked", "TC", "Contrastive")]
         made_from += [names[0], names[2 if names[2].exists() and not names[1].exists() else 1]]  # the released name
-        artefacts.load_state(made_from[1], model, DEAD_MASKED, hint)
-        artefacts.load_state(made_from[2], head, hint=hint)
+        artefacts.load_state(made_from[sources], model, DEAD_MASKED, hint)
+        artefacts.load_state(made_from[sources + 1], head, hint=hint)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=cfg["lr"], fused=True, capturable=device.type == "cuda")
     return {"model": model, "head": head, "optimizer": optimizer}, made_from
@@ -155,10 +160,10 @@ def main(args):
     team, config["precision"] = engine.team, engine.precision
     print(engine.note) if engine.note else None
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
-    count, shape, views, val_views = load_views(args, config, engine)
+    count, shape, sizes, views, val_views = load_views(args, config, engine)
     networks, made_from = make_networks(files, config, engine.device)
     model, head, _ = networks.values()
-    draws = Draws(engine, len(views), shape, config, head)
+    draws = Draws(engine, sizes, shape, config, head)
 
     resume = Resume(files.pretraining("state", weights), config | engine.how(made_from), args.restart, team.first)
     team.wait()  # until a state that must not count is gone

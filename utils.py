@@ -9,9 +9,14 @@ import torch
 
 from bookkeeping.artefacts import fingerprint, load_npy, load_record
 from bookkeeping.commands import UserError, warn
-from bookkeeping.configs import dataset_config
+from bookkeeping.configs import dataset_config, joined_name, label_columns, label_names
 
 # ------------------------------------------------------------------------------------------- a run's files
+
+
+def sets_of(dataset):
+    """The data sets that -d names: ("uci", "motion") of uci+motion."""
+    return tuple(dataset.split("+"))
 
 
 def data_path(dataset, version, kind="data"):
@@ -22,7 +27,7 @@ def data_path(dataset, version, kind="data"):
 class Files(NamedTuple):
     """Where a run reads and writes, by its flags: the one place that knows how artefacts are named."""
 
-    dataset: str
+    dataset: str  # several sources as uci+motion
     version: str  # of the data: 20_120
     model_version: str = "v1"
     stem: str = "model"  # -s
@@ -37,8 +42,9 @@ class Files(NamedTuple):
     def _of_version(self):
         return "" if self.model_version == "v1" else f"_{self.model_version}"
 
-    def data(self, kind="data"):
-        return data_path(self.dataset, self.version, kind)
+    def data(self, *kinds):
+        """The sources' files of windows, labels or, by default, windows alone: a list of paths."""
+        return [data_path(name, self.version, kind) for name in sets_of(self.dataset) for kind in kinds or ("data",)]
 
     def pretraining(self, part, weights, stem=None):
         """saved/pretrain_base_uci_20_120/STEM_PART_6_1.pt (losses: .csv); STEM is that of -s if none is given."""
@@ -69,8 +75,64 @@ def loss_weights(train_cfg):
 # ---------------------------------------------------------------------------------------------- windows
 
 
+class Together:
+    """The windows of several sets, one set after another, read where they are asked for: as one array (N, T, C)."""
+
+    def __init__(self, parts):
+        self.parts, self.starts = parts, np.cumsum([0, *map(len, parts)])
+        self.shape, self.dtype = (int(self.starts[-1]), *parts[0].shape[1:]), np.dtype(np.float32)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        """The windows of a slice of rows or of an array of them (n,): (n, T, C) float32."""
+        rows = np.arange(len(self))[rows]
+        result = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        which = np.searchsorted(self.starts, rows, side="right") - 1
+        for number, part in enumerate(self.parts):
+            mine = which == number
+            result[mine] = part[rows[mine] - self.starts[number]]
+        return result
+
+    def __array__(self, dtype=None, copy=None):
+        return np.concatenate([np.asarray(part, dtype or self.dtype) for part in self.parts])
+
+
 def load_windows(dataset, version):
-    """Open the windows of a data set: data (N, T, 6), memory-mapped; labels (N, T, K) numbers; its config entry.
+    """Open the windows of -d: data (N, T, 6), memory-mapped; labels (N, T, K) numbers; the config entry.
+
+    Of several sets one after another, with the label columns that all have by name, their ids those of the entry's
+    union of names. Raises UserError as load_set does.
+    """
+    names = sets_of(dataset)
+    if len(names) == 1:
+        return load_set(dataset, version)
+    entry, sets = dataset_config(dataset, version), [load_set(name, version) for name in names]
+    labels = [in_columns(entry, name, *found[1:]) for name, found in zip(names, sets, strict=True)]
+    return Together([data for data, _, _ in sets]), np.concatenate(labels), entry
+
+
+def in_columns(entry, name, labels, own):
+    """A set's labels (N, T, K) with the columns and ids of `entry`, which describes it together with others."""
+    result = []
+    for column, index in label_columns(entry).items():
+        there = label_columns(own)[column]
+        old, new = (label_names(config, i)[1] for config, i in ((own, there), (entry, index)))
+        old = [joined_name(name, column, word) for word in old]
+        window_labels(labels, there, old, data_path(name, entry["version"], "label"))  # refuses what is no id
+        ids = np.array([new.index(word) for word in old] + [-1])  # -1, no label, stays that
+        result.append(ids[labels[:, :, there].astype(np.int64)])
+    return np.stack(result, 2).astype(np.float32)
+
+
+def counts_of(dataset, version):
+    """How many windows each set of -d has."""
+    return [len(load_npy(data_path(name, version), "")) for name in sets_of(dataset)]
+
+
+def load_set(dataset, version):
+    """Open the windows of one set: data (N, T, 6), memory-mapped; labels (N, T, K) numbers; its config entry.
 
     Raises UserError for whatever is missing or malformed: shapes, types, NaN, infinities, ids that don't fit.
     """
@@ -133,6 +195,17 @@ def split_windows(count, copies, seed, split_by):
     return parts
 
 
+def split_sources(counts, copies, seed, split_by):
+    """split_windows of each source alone, for sources of `counts` windows stacked one after another: their rows then.
+
+    Yields (training, validation, test) for each source; copies of all sources lie one after another.
+    """
+    starts = np.cumsum([0, *counts])
+    for start, count in zip(starts[:-1], counts, strict=True):
+        parts = split_windows(count, copies, seed, split_by)
+        yield [rows // count * starts[-1] + start + rows % count for rows in parts]
+
+
 def with_copies(windows, count, copies):
     """Rows of all copies of the given windows: (copies * len,), copy after copy."""
     return (np.arange(copies)[:, None] * count + np.asarray(windows)[None]).reshape(-1)
@@ -150,21 +223,25 @@ def pick_labelled(rows, rate, count, copies, seed, split_by):
     return with_copies(chosen % count, count, copies) if split_by == "window" else chosen
 
 
-def labelled_split(ids, names, where, rate, count, copies, seed, split_by):
-    """Rows for (labelled training, training, validation, test) of `copies` x `count` windows with the labels `ids`.
+def labelled_split(ids, names, where, rate, counts, copies, seed, split_by):
+    """Rows for (labelled training, training, validation, test), each a list by source, of windows with labels `ids`.
 
-    A row whose label changes within it (-1) has none and is left out; `where` names the labels' file. Raises UserError
+    The `counts` windows of the sources are stacked, with `copies` of each; split and label rate are a source's own. A
+    row whose label changes within it (-1) has none and is left out; `where` names the labels' file. Raises UserError
     for a single class and for too few windows; warns of classes without a labelled window.
     """
     if len(np.unique(ids[ids >= 0])) < 2:
         raise UserError(f"{where}: the label column holds a single class; nothing to classify")
-    train, val, test = (rows[ids[rows] >= 0] for rows in split_windows(count, copies, seed, split_by))
-    if min(map(len, (train, val, test))) == 0:
-        raise UserError(f"{where}: {count} windows are too few to train, validate and test on")
-    labelled = pick_labelled(train, rate, count, copies, seed, split_by)
+    found, total = [], sum(counts)
+    for count, parts in zip(counts, split_sources(counts, copies, seed, split_by), strict=True):
+        train, val, test = (rows[ids[rows] >= 0] for rows in parts)
+        if min(map(len, (train, val, test))) == 0:
+            raise UserError(f"{where}: {count} windows are too few to train, validate and test on")
+        found.append((pick_labelled(train, rate, total, copies, seed, split_by), train, val, test))
+    labelled = np.concatenate([parts[0] for parts in found])
     if missing := [name for i, name in enumerate(names) if i not in ids[labelled]]:
         warn(f"no labelled window of {', '.join(missing)} at label rate {rate:g}, seed {seed}")
-    return labelled, train, val, test
+    return [list(parts) for parts in zip(*found, strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------- device

@@ -100,6 +100,14 @@ def a_name(text):
     return text
 
 
+def a_source(text):
+    """An argparse type: one data set or several (uci,motion), as uci+motion."""
+    names = [a_name(name) for name in re.split("[,+]", text)]
+    if len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} names a data set twice")
+    return "+".join(names)
+
+
 def add_abstain(parser):
     """The flag of the scripts that test on a target."""
     share = a_number(float, lambda x: 0 <= x <= 1, "a probability from 0 to 1")
@@ -120,7 +128,7 @@ def make_parser(description, train_cfg="config/pretrain.json"):
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("-mv", "--model_version", type=a_name, default="v1", help="entry of the model configs (default v1)")
-    add("-d", "--dataset", type=a_name, default="uci", help="source data set (default uci)")
+    add("-d", "--dataset", type=a_source, default="uci", help="source data set, or several: uci,motion (default uci)")
     add("-td", "--target_dataset", type=a_name, default="uci", help="target data set of stage 3 (default uci)")
     add("-dv", "--dataset_version", type=a_name, default="20_120", help="rate_length of the windows (default 20_120)")
     add("-g", "--gpu", type=a_device, help="index of the GPU, or cpu (default: the first GPU, else the CPU)")

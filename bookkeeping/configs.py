@@ -202,24 +202,73 @@ def read_classifier_config(version):
     return config
 
 
-def dataset_config(dataset, version):
-    """The data set's entry in dataset/data_config.json. Raises UserError that lists those there."""
-    path = "dataset/data_config.json"
+def parse(parser, argv):
+    """A script's flags, the sources of -d in their canonical order: that of data_config.json, then alphabetical."""
+    args = parser.parse_args(argv)
+    names = args.dataset.split("+")
+    if len(names) > 1:
+        order = list(dataset_entries())
+        keys = {name: f"{name}_{args.dataset_version}" for name in names}
+        args.dataset = "+".join(sorted(names, key=lambda n: (order.index(keys[n]) if keys[n] in order else 1e9, n)))
+    return args
+
+
+def dataset_entries(path="dataset/data_config.json"):
+    """All data sets' entries by NAME_VERSION."""
     entries = read_json(find_config(path), "the data sets' configuration")
-    key = f"{dataset}_{version}"
-    if not isinstance(entries, dict) or not isinstance(entries.get(key), dict):
-        there = ", ".join(entries) if isinstance(entries, dict) else "none"
-        raise UserError(f"{path} has no entry {key!r} (there: {there}); check -d, -td and -dv")
-    return entries[key]
+    if not isinstance(entries, dict):
+        raise UserError(f"{path} must be a JSON object of data sets' entries")
+    return entries
+
+
+def dataset_config(dataset, version):
+    """The data set's entry in dataset/data_config.json; of several (uci+motion) one that describes them together.
+
+    Raises UserError that lists those there.
+    """
+    path, entries, found = "dataset/data_config.json", dataset_entries(), []
+    for name in dataset.split("+"):
+        key = f"{name}_{version}"
+        if not isinstance(entries.get(key), dict):
+            raise UserError(f"{path} has no entry {key!r} (there: {', '.join(entries)}); check -d, -td and -dv")
+        found.append(entries[key])
+    return found[0] if len(found) == 1 else together(dict(zip(dataset.split("+"), found, strict=True)), version)
+
+
+def together(entries, version):
+    """One entry for several sets: the label columns that all have, by name, each with the union of their names."""
+    first, *others = entries.values()
+    for key in ("sr", "seq_len", "dimension"):
+        if any(entry.get(key) != first.get(key) for entry in others):
+            there = ", ".join(f"{entry.get(key)} ({name})" for name, entry in entries.items())
+            raise UserError(f"dataset/data_config.json: {key!r} differs between the sources: {there}; choose others")
+    result = {key: first.get(key) for key in ("sr", "seq_len", "dimension")} | {"version": version}
+    result |= {"simulated": True} if any(entry.get("simulated") for entry in entries.values()) else {}
+    shared = [column for column in label_columns(first) if all(column in label_columns(entry) for entry in others)]
+    for index, column in enumerate(shared):
+        names = {name: label_names(entry, label_columns(entry)[column])[1] for name, entry in entries.items()}
+        union = dict.fromkeys(joined_name(name, column, word) for name, words in names.items() for word in words)
+        result |= {f"{column}_label_index": index, f"{column}_label_size": len(union), f"{column}_label": list(union)}
+    return result
+
+
+def joined_name(dataset, column, word):
+    """An id's name among several sets': the same word is the same activity or place, but never the same person."""
+    return f"{dataset} {word}" if column == "user" else word
+
+
+def label_columns(config):
+    """{name: index} of an entry's label columns, by index."""
+    columns = {key.removesuffix("_label_index"): config[key] for key in config if key.endswith("_label_index")}
+    columns = {name: index for name, index in columns.items() if isinstance(index, int) and index != -1}
+    return dict(sorted(columns.items(), key=lambda item: item[1]))
 
 
 def label_names(config, index, where="dataset/data_config.json"):
     """What label column `index` is, and the names of its ids: ("activity", ["walking", ...])."""
-    columns = {config[key]: key.removesuffix("_label_index")
-               for key in config if key.endswith("_label_index") and isinstance(config[key], int)}  # fmt: skip
-    columns.pop(-1, None)
+    columns = {i: name for name, i in label_columns(config).items()}
     if index not in columns:
-        there = ", ".join(f"{i} ({name})" for i, name in sorted(columns.items()))
+        there = ", ".join(f"{i} ({name})" for i, name in columns.items())
         raise UserError(f"-l {index}: {where} describes no such label column; columns: {there}")
     name = columns[index]
     size, names = config.get(f"{name}_label_size"), config.get(f"{name}_label")

@@ -27,11 +27,12 @@ def _fingerprint(path, _changed):
 
 
 def data_fingerprints(dataset, version):
-    """The fingerprints of a data set's windows and labels, None for a file that is not here.
+    """The fingerprints of a data set's (or several sources') windows and labels, None for a file that is not here.
 
     A file is read once for as long as it stays as it is.
     """
-    paths = [f"dataset/{dataset}/{kind}_{version}.npy" for kind in ("data", "label")]
+    names = dataset.split("+")
+    paths = [f"dataset/{name}/{kind}_{version}.npy" for name in names for kind in ("data", "label")]
     stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
     return [s and _fingerprint(path, (s.st_mtime_ns, s.st_size)) for path, s in zip(paths, stats, strict=True)]
 

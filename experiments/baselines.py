@@ -45,7 +45,7 @@ def get_args(argv=None):
     parser.add_argument("--targets", nargs="+", help="target data sets (default: that of -td)")
     add_abstain(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args(argv)
+    return configs.parse(parser, argv)
 
 
 TREES = 300
@@ -154,7 +154,7 @@ def fit_forest(x, y, classes, seed):
     return predict
 
 
-def fit_network(engine, model, cfg, x, y, val_x, val_y, quiet):
+def fit_network(engine, model, cfg, sizes, x, y, val_x, val_y, quiet):
     """Train as classifier.py does; returns (windows -> logits on the CPU, history, the best epoch)."""
     device = engine.device
     x, y, val_x, val_y = (part.to(device) for part in (x, y, val_x, val_y))
@@ -174,7 +174,7 @@ def fit_network(engine, model, cfg, x, y, val_x, val_y, quiet):
             break
         generator = make_generator(device, cfg["seed"], "baseline epoch", epoch)
         torch.manual_seed(generator.initial_seed())  # dropout: a function of (seed, epoch) too
-        loss = train_epoch(engine, model, optimizer, x, y, batch_size, most, generator).item()
+        loss = train_epoch(engine, model, optimizer, x, y, sizes, batch_size, most, generator).item()
         val_loss = F.cross_entropy(predict(val_x), val_y).item()
         if not math.isfinite(loss + val_loss):
             raise UserError(f"the loss is not finite in epoch {epoch + 1}; lower 'lr' in the -t config")
@@ -195,16 +195,16 @@ def build(args, config):
     return EndToEnd(config["model"]["encoder"], config["model"]["classifier"], classes)
 
 
-def fit(args, config, engine, labelled, val):
+def fit(args, config, engine, sizes, labelled, val):
     """Train the model of -b on (windows, labels) pairs; returns (windows -> logits or probabilities, temperature)."""
     if args.baseline == "forest":
         return fit_forest(*labelled, len(config["classes"]), config["train"]["seed"]), None
     torch.manual_seed(config["train"]["seed"])
     model = build(args, config).to(engine.device)
-    predict, history, epoch = fit_network(engine, model, config["train"], *labelled, *val, args.quiet)
+    predict, history, epoch = fit_network(engine, model, config["train"], sizes, *labelled, *val, args.quiet)
     temperature = metrics.fit_temperature(predict(val[0]), val[1])
     artefacts.save_table(stem_path(args, "_losses.csv"), history)
-    made_from = [utils.data_path(args.dataset, args.dataset_version, kind) for kind in ("data", "label")]
+    made_from = utils.Files(args.dataset, args.dataset_version).data("data", "label")
     record = artefacts.make_record(config, made_from, str(engine.device), epoch=epoch, temperature=temperature)
     artefacts.save_state(stem_path(args, ".pt"), model.state_dict(), record)
     return predict, temperature
@@ -249,15 +249,17 @@ def main(args):
     copies = copy_count(method)
     windows, ids = augment_copies(raw, method, cfg["seed"]), np.tile(ids, copies)
     where = utils.data_path(args.dataset, args.dataset_version, "label")
-    split = utils.labelled_split(ids, names, where, rate, len(raw), copies, cfg["seed"], cfg["split_by"])
-    labelled, train, val, rest = split
+    counts = utils.counts_of(args.dataset, args.dataset_version)
+    split = utils.labelled_split(ids, names, where, rate, counts, copies, cfg["seed"], cfg["split_by"])
+    sizes = [len(rows) for rows in split[0]]
+    labelled, train, val, rest = map(np.concatenate, split)
     of = f"{len(labelled)} labelled of {len(train)} training rows ({method}, split by {cfg['split_by']})"
     print(f"{args.dataset}: {args.baseline} on {of} on {engine.device}")
 
     def take(rows):
         return windows[rows], torch.from_numpy(ids[rows])
 
-    predict, temperature = fit(args, config, engine, take(labelled), take(val))
+    predict, temperature = fit(args, config, engine, sizes, take(labelled), take(val))
     logits = predict(windows[rest])
     source = metrics.scores(ids[rest], logits.argmax(1), len(names)) | metrics.errors(logits, ids[rest], temperature)
     print(metrics.report(f"{args.dataset}, test part", source, names))

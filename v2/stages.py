@@ -116,7 +116,7 @@ def pretrain(args, engine):
         raise UserError(f"-mv {args.model_version} trains in one process: leave torchrun out")
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(model_cfg, data_cfg)
-    data_path = files.data()
+    data_path = files.data()[0]
     train = utils.split_windows(len(data), 1, seed, cfg["split_by"])[0]
     windows = torch.tensor(np.asarray(data, dtype=np.float32)[train], device=device)
     if len(windows) < 2:
