@@ -94,7 +94,7 @@ class Plain:
         return found | ({"processes": self.team.size} if self.team.size > 1 else {})
 
 
-def engine(gpu=None, deterministic=False, *, encoder=None, precision=None, on_gpu="fp32", plain=False):
+def engine(gpu=None, deterministic=False, *, encoder=None, training=False, precision=None, on_gpu="fp32", plain=False):
     """The plain engine on the device of -g; the arguments are those of fast.engine. Raises UserError."""
     if precision not in (None, "fp32"):
         raise UserError(f"--precision {precision}: the plain path computes in float32; leave it out")

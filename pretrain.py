@@ -154,9 +154,8 @@ def main(args):
         return v2.pretrain(args, fast.engine(args.gpu, args.deterministic))
     config = configs.read_pretraining(args)
     cfg, weights = config["train"], utils.loss_weights(config["train"])
-    engine = fast.engine(
-        args.gpu, args.deterministic, encoder=config["model"], precision=args.precision, on_gpu="bf16", plain=args.plain
-    )
+    flags = {"precision": args.precision, "plain": args.plain}
+    engine = fast.engine(args.gpu, args.deterministic, encoder=config["model"], training=True, on_gpu="bf16", **flags)
     team, config["precision"] = engine.team, engine.precision
     print(engine.note) if engine.note else None
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)

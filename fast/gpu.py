@@ -19,8 +19,10 @@ import torch
 import triton
 
 import augment
+import models
 from fast import exact, kernels
 
+TILES = ((64, 3), (32, 1), (16, 1))  # attention's most queries at a time, and its pipeline's stages, largest first
 MULTIPROCESSORS = 132  # of an H100: the kernels that sum over rows have some programs for each
 ROWS = 16  # rows of a tile where it does not matter much
 
@@ -196,6 +198,8 @@ class Attend(torch.autograd.Function):
     and values'; the key's bias adds the same to all of a row's scores, which softmax ignores.
     """
 
+    tile = TILES[0]
+
     @staticmethod
     def forward(ctx, h, rows, weight, bias, B, H):
         n, D = h.shape
@@ -212,7 +216,8 @@ class Attend(torch.autograd.Function):
         ctx.grid = (B * H,)
         out, logs = torch.empty(len(q), D, device=h.device, dtype=h.dtype), torch.empty(B, H, M, device=h.device)
         R, warps = (64, 4) if M > 32 else (32, 2)  # as measured on an H100
-        kernels.attend_forward[ctx.grid](q, kv, out, logs, *ctx.sizes, R, num_warps=warps)
+        R, stages = min(R, Attend.tile[0]), Attend.tile[1]
+        kernels.attend_forward[ctx.grid](q, kv, out, logs, *ctx.sizes, R, num_warps=warps, num_stages=stages)
         ctx.save_for_backward(h, rows, asking, weight, q, kv, out, logs)
         return out
 
@@ -226,8 +231,10 @@ class Attend(torch.autograd.Function):
             dq, dkv = dqkv[:, :D], dqkv[:, D:]
         else:
             dq, dkv = torch.empty_like(q), torch.empty_like(kv)
-        R = 16 if h.dtype == torch.bfloat16 and rows is None else 32
-        kernels.attend_backward[ctx.grid](q, kv, out, logs, da.contiguous(), dq, dkv, d_bias, *ctx.sizes, R)
+        R, stages = min(16 if h.dtype == torch.bfloat16 and rows is None else 32, Attend.tile[0]), Attend.tile[1]
+        kernels.attend_backward[ctx.grid](
+            q, kv, out, logs, da.contiguous(), dq, dkv, d_bias, *ctx.sizes, R, num_stages=stages
+        )
         if rows is None:
             dh, d_weight = dqkv @ weight, weight_gradient(dqkv, h)
         else:
@@ -359,6 +366,30 @@ def class_output(head, h, B, keep):
     W_v = exact.value_weights(head)  # (H, K, P)
     values = torch.einsum("bhp,hkp->bhk", pooled, W_v * norm1.weight) + W_v @ norm1.bias
     return exact.after_attention(head, values.flatten(1), keep)
+
+
+def fit(engine, cfg, training):
+    """Take the largest tiles that this GPU has the shared memory for; False where even the smallest don't fit.
+
+    Found by running the kernels that will run, at the encoder's sizes (cfg) and in the engine's precision: attention's
+    are the largest, in float32 140 KB where an H100 has 227 and a GeForce 99.
+    """
+    T, C, windows = cfg["seq_len"], cfg["feature_num"], 16
+    x = torch.zeros(2 * windows, T, C, device=engine.device)
+    model = models.MaskedModel(cfg).to(engine.device)
+    head = models.Contrastive(cfg["hidden"]).to(engine.device)
+    positions = torch.arange(augment.masked_steps(T, 0.15), device=engine.device).expand(2 * windows, -1)
+    for Attend.tile in TILES:
+        try:
+            if not training:
+                engine.encoder(model.transformer)(x)
+            for both in (False, True) if training else ():
+                rebuilt, classes = engine.forward(model, head, x, positions, None, both)
+                (rebuilt.sum() + (engine.contrast(head, classes) if both else 0)).backward()
+            return True
+        except triton.runtime.errors.OutOfResources:
+            continue
+    return False
 
 
 class Gpu(exact.Exact):
