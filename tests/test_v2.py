@@ -17,8 +17,8 @@ from bookkeeping import configs
 from bookkeeping.commands import UserError
 from v2 import config as config_v2
 from v2 import invariants, physics
+from v2 import stages as v2
 from v2.invariants import CHANNELS, RATE, SETS, G, attitude, channels, compose, represent, rotation, turn
-from v2.stages import stages as v2
 
 ENCODER = {
     "method": "v2", "channels": "all", "compression": True, "physics": "small", "widths": [4, 6], "kernel": 3,

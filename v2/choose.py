@@ -29,10 +29,10 @@ from augment import make_generator
 from bookkeeping import artefacts, configs
 from bookkeeping.commands import Parser, UserError, a_device, a_name, a_number, run
 from metrics import scores, spread
+from v2 import stages as v2
 from v2.invariants import G, unit
 from v2.networks import Masked, Network, Projection
 from v2.physics import amplify, relocate, retime, shift, smooth
-from v2.stages import stages as v2
 
 
 def get_args(argv=None):
