@@ -12,8 +12,6 @@ the temperature None: its "logits" are then taken as they are.
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
 BINS = 15  # as Guo et al. have them
 LOWEST, HIGHEST = 0.05, 20.0  # bounds of the temperature
@@ -24,6 +22,9 @@ def scores(labels, predictions, classes):
 
     A class that never occurs counts with 0 in the macro means (labels=range(K), zero_division=0).
     """
+    # here, not above: it takes over a second, and pretrain.py, which loads this file, never scores
+    from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
     ids = range(classes)
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels, predictions, labels=ids, average="macro", zero_division=0
@@ -95,6 +96,8 @@ def fit_temperature(logits, labels):
     logit, the minimum lies at T = 0: such a set cannot say how often the model errs, and T is 1, the model as trained.
     Raises ValueError for logits that are not finite, and for none.
     """
+    from scipy.optimize import brentq  # as in scores
+
     logits, labels = _arrays(logits, labels)
     if not np.isfinite(logits).all():
         raise ValueError("logits that are not finite")

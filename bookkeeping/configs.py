@@ -184,6 +184,13 @@ def method_of(version):
     return entry.get("method", "v1") if isinstance(entry, dict) else "v1"  # read_encoder_config says what is wrong
 
 
+def refuse_v2(args):
+    """Raise UserError for -mv v2 where a model is pretrained or its representation asked for: v2 has neither."""
+    if method_of(args.model_version) == "v2":
+        flags = f"-mv {args.model_version} -d {args.dataset}"
+        raise UserError(f"-mv {args.model_version} learns from labels alone; go on with: python classifier.py {flags}")
+
+
 def read_encoder_config(version):
     """Entry base_VERSION of config/pretrain_model.json."""
     path = "config/pretrain_model.json"
@@ -224,9 +231,7 @@ def parse(parser, argv):
 def dataset_entries(path="dataset/data_config.json"):
     """All data sets' entries by NAME_VERSION."""
     entries = read_json(find_config(path), "the data sets' configuration")
-    if not isinstance(entries, dict):
-        raise UserError(f"{path} must be a JSON object of data sets' entries")
-    return entries
+    return entries if isinstance(entries, dict) else {}
 
 
 def dataset_config(dataset, version):
@@ -238,7 +243,9 @@ def dataset_config(dataset, version):
     for name in dataset.split("+"):
         key = f"{name}_{version}"
         if not isinstance(entries.get(key), dict):
-            raise UserError(f"{path} has no entry {key!r} (there: {', '.join(entries)}); check -d, -td and -dv")
+            raise UserError(
+                f"{path} has no entry {key!r} (there: {', '.join(entries) or 'none'}); check -d, -td and -dv"
+            )
         found.append(entries[key])
     return found[0] if len(found) == 1 else together(dict(zip(dataset.split("+"), found, strict=True)), version)
 

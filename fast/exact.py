@@ -23,7 +23,7 @@ class Exact(Plain):
     (their sums stay float32 inside the kernels), the losses and everything from BatchNorm on in float32.
     """
 
-    name = "fast"
+    name = "exact"
 
     def __init__(self, team, precision="fp32", note=""):
         super().__init__(team, precision, note)

@@ -68,8 +68,9 @@ def read_encoder(path, version):
 
 
 def read_classifier(path, version):
-    """Entry transformer_VERSION."""
-    return read_entry(path, "transformer", version, "classifier", CLASSIFIER_KEYS)
+    """Entry transformer_VERSION over the network's, which is trained with it: all that a classifier depends on."""
+    training = read_entry(path, "transformer", version, "classifier", CLASSIFIER_KEYS)
+    return read_encoder("config/pretrain_model.json", version) | training
 
 
 def read_physics(changes):

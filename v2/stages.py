@@ -43,7 +43,7 @@ def cumulative_odds(labels, sources):
     return odds.cumsum()
 
 
-def make_step(engine, network, optimizer, data, model_cfg, cfg, sums):
+def make_step(engine, network, optimizer, data, cfg, sums):
     """A training step, to be called again and again; `sums` are two scalars on the device: steps done, losses.
 
     data: windows (n, T, 6), labels (n,) and cumulative odds (n,) on the device. All of it stays there, drawing and the
@@ -56,7 +56,7 @@ def make_step(engine, network, optimizer, data, model_cfg, cfg, sums):
     def step(_):
         draws = torch.rand(cfg["batch_size"] * members, dtype=odds.dtype, device=odds.device) * odds[-1]
         rows = torch.searchsorted(odds, draws, right=True)
-        x = represent(augment(windows[rows], model_cfg["physics"]), model_cfg["channels"]).unflatten(
+        x = represent(augment(windows[rows], cfg["physics"]), cfg["channels"]).unflatten(
             0, (-1, members)
         )  # (B, E, C, L)
         loss = F.cross_entropy(network(x).flatten(0, 1), labels[rows])
@@ -71,7 +71,7 @@ def make_step(engine, network, optimizer, data, model_cfg, cfg, sums):
 
 
 @torch.no_grad()
-def predict(network, windows, model_cfg, cfg, batch_size=256):
+def predict(network, windows, cfg, batch_size=256):
     """Logits (N, K) on the CPU of windows (N, T, 6): the logarithm of the mean probability of members and tempos.
 
     A window without gyroscope has NaN for its rate, or 0.
@@ -80,7 +80,7 @@ def predict(network, windows, model_cfg, cfg, batch_size=256):
     network.eval()
     for part in windows.split(batch_size):
         x = part.to(device).nan_to_num()
-        views = [represent(replay(x, tempo), model_cfg["channels"]) for tempo in cfg["tempos"]]
+        views = [represent(replay(x, tempo), cfg["channels"]) for tempo in cfg["tempos"]]
         result.append(sum(network(view).softmax(2).mean(1) for view in views) / len(views))
     return torch.cat(result).clamp(min=1e-9).log().cpu()
 
@@ -113,14 +113,14 @@ def settings(args):
         "train": configs.read_train_config(args),
         "model": configs.read_classifier_config(version),
         "classes": configs.label_names(entry, args.label_index)[1],
-        "embedding": {"model": configs.read_encoder_config(version)},
+        "embedding": {},  # none is read
     }
 
 
 def load(args, config, device):
     """(windows and labels on the device, rows of each source for labelled, training, validation and test), checked."""
     data, labels, entry = utils.load_windows(args.dataset, args.dataset_version)
-    configs.check_fits(config["embedding"]["model"], entry)
+    configs.check_fits(config["model"], entry)
     where = utils.data_path(args.dataset, args.dataset_version, "label")
     ids, train = utils.window_labels(labels, args.label_index, config["classes"], where), config["train"]
     counts = utils.counts_of(args.dataset, args.dataset_version)
@@ -137,7 +137,7 @@ def fit(engine, network, data, config, resume, quiet):
     parts = {"network": network, "optimizer": optimizer}
     first, _, history = resume.restore(parts, cfg["steps"], "steps")
     done, losses = sums = [torch.full((), float(n), device=engine.device) for n in (first, 0)]
-    step = make_step(engine, network, optimizer, data, config["embedding"]["model"], cfg, sums)
+    step = make_step(engine, network, optimizer, data, cfg, sums)
     end = min(cfg["steps"], config["train"]["total_steps"] or cfg["steps"])
     bar = tqdm(total=end, initial=first, unit="step", disable=quiet)
     with resume.guard(), bar:
@@ -161,12 +161,12 @@ def fit(engine, network, data, config, resume, quiet):
 def train(args, engine):
     """classifier.py -mv v2: the whole network, on the same labelled windows as v1 picks."""
     config, device = settings(args), engine.device
-    model_cfg, cfg, names = config["embedding"]["model"], config["model"], config["classes"]
+    cfg, names = config["model"], config["classes"]
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model)
     windows, labels, rows = load(args, config, device)
     labelled, train_rows, val, test = map(np.concatenate, rows)
     torch.manual_seed(config["train"]["seed"])
-    network = Network(model_cfg, len(names)).to(device)
+    network = Network(cfg, len(names)).to(device)
     made_from, size = files.data("data", "label"), sum(p.numel() for p in network.parameters())
     resume = Resume(files.classifier("transformer_state.pt"), config | engine.how(made_from), args.restart)
     parts = f"{len(labelled)} labelled of {len(train_rows)} training windows, {len(val)} for validation"
@@ -175,7 +175,7 @@ def train(args, engine):
 
     odds = torch.from_numpy(cumulative_odds(labels.cpu().numpy(), rows[0])).to(device)
     history = fit(engine, network, (windows, labels, odds), config, resume, args.quiet)
-    ids, predicted = labels.cpu().numpy(), [predict(network, windows[part], model_cfg, cfg) for part in (val, test)]
+    ids, predicted = labels.cpu().numpy(), [predict(network, windows[part], cfg) for part in (val, test)]
     result = metrics.scores(ids[test], predicted[1].argmax(1).numpy(), len(names))
     found = {"temperature": metrics.fit_temperature(predicted[0], ids[val])}
     result |= metrics.errors(predicted[1], ids[test], found["temperature"])
@@ -189,8 +189,8 @@ def train(args, engine):
     return result | {"path": files.classifier(), "names": names}
 
 
-def load_classifier(path, model_cfg, classifier_cfg, names, hint):
+def load_classifier(path, cfg, names, hint):
     """What cross_dataset_test.py needs of a trained classifier: a function from windows (N, T, 6) to logits (N, K)."""
-    network = Network(model_cfg, len(names))
+    network = Network(cfg, len(names))
     artefacts.load_state(Path(path), network, hint=hint)
-    return lambda windows, device: predict(network.to(device), windows, model_cfg, classifier_cfg)
+    return lambda windows, device: predict(network.to(device), windows, cfg)
