@@ -259,6 +259,7 @@ def together(entries, version):
             raise UserError(f"dataset/data_config.json: {key!r} differs between the sources: {there}; choose others")
     result = {key: first.get(key) for key in ("sr", "seq_len", "dimension")} | {"version": version}
     result |= {"simulated": True} if any(entry.get("simulated") for entry in entries.values()) else {}
+    result |= {"gyroscope": False} if any(entry.get("gyroscope") is False for entry in entries.values()) else {}
     shared = [column for column in label_columns(first) if all(column in label_columns(entry) for entry in others)]
     for index, column in enumerate(shared):
         names = {name: label_names(entry, label_columns(entry)[column])[1] for name, entry in entries.items()}
@@ -292,6 +293,12 @@ def label_names(config, index, where="dataset/data_config.json"):
     return name, [str(n) for n in names] if names else [f"{name} {i}" for i in range(size)]
 
 
+def check_gyroscope(data_cfg):
+    """Raise UserError for a data set without gyroscope, whose rotation rate is NaN."""
+    if data_cfg.get("gyroscope") is False:
+        raise UserError("'gyroscope' is false in the data set's entry, and only -mv v2 can do without; choose that one")
+
+
 def check_fits(model_cfg, data_cfg, mask_cfg=None):
     """Raise UserError unless the encoder's configuration fits the data set's (and the masks fit its windows)."""
     for key, of_data in (("feature_num", "dimension"), ("seq_len", "seq_len")):
@@ -300,5 +307,7 @@ def check_fits(model_cfg, data_cfg, mask_cfg=None):
                 f"config/pretrain_model.json: {key!r} is {model_cfg[key]}, but dataset/data_config.json's "
                 f"{of_data!r} is {data_cfg.get(of_data)}; choose another -mv or -dv"
             )
+    if model_cfg.get("method") != "v2":
+        check_gyroscope(data_cfg)
     if mask_cfg and round(mask_cfg["mask_ratio"] * model_cfg["seq_len"]) >= model_cfg["seq_len"]:
         raise UserError("config/mask.json: 'mask_ratio' leaves no step unmasked; lower it")

@@ -304,6 +304,25 @@ def test_several_sources(v2_project):
     assert v2_project.run("cross_dataset_test", "-d", "a,b", "-td", "c", "-mv", "v2")["windows"] == 16
 
 
+def test_a_set_without_gyroscope_is_source_beside_others_and_target_for_v2_alone(v2_project):
+    data, labels = make_windows(16, seed=3)
+    data[:9, :, 3:] = np.nan
+    v2_project.dataset("c", data=data, labels=labels, gyroscope=False)
+    v2_project.run("classifier", "-d", "a,c", "-lr", 0.5, "-mv", "v2")
+    v2_project.run("classifier", "-d", "a", "-lr", 0.5, "-mv", "v2")
+    v2_project.run("cross_dataset_test", "-d", "a", "-td", "c", "-mv", "v2")
+    assert np.isfinite(np.load(f"{SAVED}/model_transformer_c.npz")["logits"]).all()
+    for dataset in ("c", "a,c"):
+        with pytest.raises(UserError, match="'gyroscope' is false .* choose that one"):
+            v2_project.run("pretrain", "-d", dataset)
+    for part, entry in (((0, 0, 0), {"gyroscope": False}), ((0, 0, 5), {"gyroscope": False}), ((0, 0, 5), {})):
+        wrong, _ = make_windows(16, seed=3)
+        wrong[part] = np.nan
+        v2_project.dataset("d", data=wrong, labels=labels, **entry)
+        with pytest.raises(UserError, match="d/data_20_120.npy holds NaN"):
+            v2_project.run("cross_dataset_test", "-d", "a", "-td", "d", "-mv", "v2")
+
+
 @pytest.mark.parametrize("script", ["pretrain", "embedding"])
 def test_what_v2_does_not_have_is_refused_with_the_command_to_go_on_with(v2_project, script):
     with pytest.raises(UserError, match="-mv v2 learns from labels alone; go on with: python classifier.py"):
