@@ -25,11 +25,22 @@ from plain import Alone, Plain
 TOLERANCE = 1e-5  # absolute, in float32 on the CPU
 PLAIN = Plain(Alone(torch.device("cpu")))
 PAPER = {
-    "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True
-}  # fmt: skip
+    "feature_num": 6,
+    "hidden": 72,
+    "hidden_ff": 144,
+    "n_layers": 1,
+    "n_heads": 4,
+    "seq_len": 120,
+    "emb_norm": True,
+}
 PAPER_CLASSIFIER = {
-    "input_size": 72, "hidden_size": 100, "num_layers": 1, "num_heads": 4, "dropout_ratio": 0.1, "dim_feedforward": 2048
-}  # fmt: skip
+    "input_size": 72,
+    "hidden_size": 100,
+    "num_layers": 1,
+    "num_heads": 4,
+    "dropout_ratio": 0.1,
+    "dim_feedforward": 2048,
+}
 SMALL = PAPER | {"hidden": 12, "hidden_ff": 10, "n_heads": 3, "seq_len": 9}
 
 MASKED_NAMES = """
@@ -359,8 +370,13 @@ def test_losses_are_the_mean_over_views_and_the_head_sees_each_view_alone():
 
     model, head = filled(MaskedModel(SMALL).double()), filled(Contrastive(12).double())
     views = normal(2, 4, 9, 6)
-    masks = draw_masks(8, 9, 6, {"mask_ratio": 0.3, "max_gram": 3, "mask_prob": 1.0, "replace_prob": 0.0},
-                       torch.Generator().manual_seed(0))  # fmt: skip
+    masks = draw_masks(
+        8,
+        9,
+        6,
+        {"mask_ratio": 0.3, "max_gram": 3, "mask_prob": 1.0, "replace_prob": 0.0},
+        torch.Generator().manual_seed(0),
+    )
     keep = draw_keep(8, 100, 64, torch.Generator().manual_seed(1))
     head.train()
     start = {name: tensor.clone() for name, tensor in head.state_dict().items()}

@@ -41,8 +41,9 @@ def torchrun(project, *flags, processes=2, **environment):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *launcher, script, "-d", "a", "-g", "cpu", *flags]
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run(list(map(str, command)), cwd=project.folder, text=True, capture_output=True, timeout=120,
-                          env=environment)  # fmt: skip
+    done = subprocess.run(
+        list(map(str, command)), cwd=project.folder, text=True, capture_output=True, timeout=120, env=environment
+    )
     return done.returncode, done.stdout, done.stderr
 
 

@@ -33,13 +33,28 @@ RESULTS_START = (
     "precision_macro,recall_macro,f1_macro,f1_micro,"
 )
 RELEASED_PRETRAIN = {
-    "seed": 3431, "batch_size": 512, "lr": 1e-3, "n_epochs": 2, "n_epochs_cl": 1, "warmup": 0.1, "save_steps": 1000,
+    "seed": 3431,
+    "batch_size": 512,
+    "lr": 1e-3,
+    "n_epochs": 2,
+    "n_epochs_cl": 1,
+    "warmup": 0.1,
+    "save_steps": 1000,
     "total_steps": 200000000,
-}  # fmt: skip
+}
 RELEASED_TRAIN = {
-    "seed": 3431, "batch_size": 128, "batch_size_finetune": 64, "lr": 1e-3, "n_epochs": 2, "n_epochs_cl": 10,
-    "warmup": 0.1, "save_steps": 1000, "total_steps": 200000000, "lambda1": 0.5, "lambda2": 1,
-}  # fmt: skip
+    "seed": 3431,
+    "batch_size": 128,
+    "batch_size_finetune": 64,
+    "lr": 1e-3,
+    "n_epochs": 2,
+    "n_epochs_cl": 10,
+    "warmup": 0.1,
+    "save_steps": 1000,
+    "total_steps": 200000000,
+    "lambda1": 0.5,
+    "lambda2": 1,
+}
 RELEASED_MASK = {"mask_ratio": 0.15, "mask_alpha": 6, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}
 
 
@@ -63,10 +78,14 @@ def state_of(path):
 def test_the_files_have_the_specified_names(trained):
     made = trained.files().keys()
     for name in (
-        f"{PRETRAINED}/model_masked_6_1.pt", f"{PRETRAINED}/model_TC_6_1.pt", f"{PRETRAINED}/model_losses_6_1.csv",
-        "embed/embed_a_20_120.npy", "embed/label_a_20_120.npy", f"{CLASSIFIED}/model_transformer.pt",
+        f"{PRETRAINED}/model_masked_6_1.pt",
+        f"{PRETRAINED}/model_TC_6_1.pt",
+        f"{PRETRAINED}/model_losses_6_1.csv",
+        "embed/embed_a_20_120.npy",
+        "embed/label_a_20_120.npy",
+        f"{CLASSIFIED}/model_transformer.pt",
         "saved/results.csv",
-    ):  # fmt: skip
+    ):
         assert name in made
         if name.endswith((".pt", ".npy")):
             assert name.rsplit(".", 1)[0] + ".json" in made, "every artefact has a JSON of its stem"
@@ -77,9 +96,12 @@ def test_a_stem_stands_in_every_name(project):
     project.stages("-s", "mine")
     made = project.files().keys()
     for name in (
-        f"{PRETRAINED}/mine_masked_6_1.pt", f"{PRETRAINED}/mine_TC_6_1.pt", f"{CLASSIFIED}/mine_transformer.pt",
-        "embed/embedmine_a_20_120.npy", "embed/labelmine_a_20_120.npy",
-    ):  # fmt: skip
+        f"{PRETRAINED}/mine_masked_6_1.pt",
+        f"{PRETRAINED}/mine_TC_6_1.pt",
+        f"{CLASSIFIED}/mine_transformer.pt",
+        "embed/embedmine_a_20_120.npy",
+        "embed/labelmine_a_20_120.npy",
+    ):
         assert name in made
     assert not any("model_" in name and not name.startswith("config") for name in made)
 
@@ -680,10 +702,14 @@ def test_the_released_flags_all_exist_with_their_spelling():
         "--train_cfg c.json --mask_cfg m.json --label_index 1 --save_model n --label_rate 0.2 "
         "--augument_method jitter --seed 3".split()
     )
-    assert args == long == pretrain.get_args(
-        "-mv v1 -d uci -td hhar -dv 20_120 -g 0 -f m -t c.json -a m.json -l 1 -s n -lr 0.2 --augment_method jitter "
-        "--seed 3".split()
-    )  # fmt: skip
+    assert (
+        args
+        == long
+        == pretrain.get_args(
+            "-mv v1 -d uci -td hhar -dv 20_120 -g 0 -f m -t c.json -a m.json -l 1 -s n -lr 0.2 --augment_method jitter "
+            "--seed 3".split()
+        )
+    )
 
 
 def test_defaults_are_the_released_ones():

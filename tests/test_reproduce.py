@@ -30,8 +30,14 @@ def run(*flags):
 def command(*flags, **more):
     """A process of one of the scripts, with one thread."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(ROOT / flags[0]), *flags[1:]], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / flags[0]), *flags[1:]],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **more,
+    )
 
 
 def rows(folder="."):
@@ -100,11 +106,12 @@ def test_metrics_are_scikit_learns_on_the_saved_predictions(here):
         stored = np.load(f"dataset/{cell.target}/label_20_120.npy")[window, 0, 0]
         assert np.array_equal(stored, y) and len(y) == int(row["windows"])
         for name, value in {
-            "accuracy": accuracy_score(y, p), "f1_macro": f1_score(y, p, average="macro", **kinds),
+            "accuracy": accuracy_score(y, p),
+            "f1_macro": f1_score(y, p, average="macro", **kinds),
             "f1_micro": f1_score(y, p, average="micro", **kinds),
             "precision_macro": precision_score(y, p, average="macro", **kinds),
             "recall_macro": recall_score(y, p, average="macro", **kinds),
-        }.items():  # fmt: skip
+        }.items():
             assert float(row[name]) == pytest.approx(value, abs=1e-6), (cell, name)
         assert metrics.scores(y, p, 4)["confusion"] == confusion_matrix(y, p, labels=range(4)).tolist()
         assert ledger.read_predictions(made.predictions(cell), "another") is None
@@ -241,8 +248,11 @@ def test_variants_are_what_their_names_say(project):
     trained = {job.variant: made.pretrain_config(job) for job in made.jobs() if not made.is_baseline(job.variant)}
     cfg = {name: config["train"] for name, config in trained.items()}
     assert {name: (c["n_epochs"], c["n_epochs_cl"]) for name, c in cfg.items()} == dict.fromkeys(cfg, (6, 3)) | {
-        "masked": (6, 0), "joint": (6, 6), "contrastive": (6, 6), "random": (1, 0)
-    }  # fmt: skip
+        "masked": (6, 0),
+        "joint": (6, 6),
+        "contrastive": (6, 6),
+        "random": (1, 0),
+    }
     assert [name for name, c in cfg.items() if c["lambda1"] == 0] == ["contrastive"]
     assert [name for name, c in cfg.items() if c["split_by"] == "copy"] == ["copy"]
     (copy,) = [job for job in made.jobs() if job.variant == "copy" and job.source == "a"]

@@ -82,9 +82,13 @@ def test_confidence_by_hand(made):
     accuracy = np.array([12, 11, 10]) / 12
     for name in ("a → b", "all pairs, average"):
         assert line[name].split()[-10:] == [
-            "2.000", "±", "1.000", *table.spread(np.abs(accuracy - top[0])).split(),
-            *table.spread(np.abs(accuracy - top)).split(), "3",
-        ]  # fmt: skip
+            "2.000",
+            "±",
+            "1.000",
+            *table.spread(np.abs(accuracy - top[0])).split(),
+            *table.spread(np.abs(accuracy - top)).split(),
+            "3",
+        ]
     assert line["b → own test part"].split()[-7:] == ["0.500", "±", "0.000", "0.250", "±", "0.000", "3"]
     with open("results/table.csv", newline="") as handle:
         rows = {(r["variant"], r["label_rate"], r["source"], r["target"]): r for r in csv.DictReader(handle)}

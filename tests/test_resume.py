@@ -227,13 +227,31 @@ def interrupted(trained, monkeypatch):
         (lambda p: p.config("train", batch_size=9), CLASSIFY_A, r"train.batch_size \(16 then, 9 now\)"),
         (lambda p: None, ("classifier", "-d", "a", "-lr", 0.3), r"label_rate \(0.5 then, 0.3 now\)"),
         (lambda p: None, (*CLASSIFY_A, "-l", "1"), r"label_index \(0 then, 1 now\)"),
-        (lambda p: (p.run(*PRETRAIN_A, "-s", "x", "--seed", 8), p.run("embedding", "-d", "a", "-f", "x", "--seed", 8)),
-         (*CLASSIFY_A, "-f", "x"), "made_from.embed/embedx_a_20_120.npy"),
+        (
+            lambda p: (
+                p.run(*PRETRAIN_A, "-s", "x", "--seed", 8),
+                p.run("embedding", "-d", "a", "-f", "x", "--seed", 8),
+            ),
+            (*CLASSIFY_A, "-f", "x"),
+            "made_from.embed/embedx_a_20_120.npy",
+        ),
         (lambda p: setattr(torch, "__version__", "0.1"), PRETRAIN_A, r"torch \(.* then, 0.1 now\)"),
     ],
-    ids=["lr", "epochs", "mask", "seed", "augmentation", "start", "data", "batch size", "label rate", "column",
-         "embedding", "torch"],
-)  # fmt: skip
+    ids=[
+        "lr",
+        "epochs",
+        "mask",
+        "seed",
+        "augmentation",
+        "start",
+        "data",
+        "batch size",
+        "label rate",
+        "column",
+        "embedding",
+        "torch",
+    ],
+)
 def test_a_state_of_another_run_is_refused_with_the_differing_keys(interrupted, monkeypatch, change, call, wanted):
     monkeypatch.setattr(torch, "__version__", torch.__version__)  # restored after the test
     change(interrupted)
