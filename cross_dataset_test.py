@@ -68,8 +68,8 @@ def load_target(args, column, names):
 def load_networks(args, engine, files, checkpoint, cfgs, names, again):
     """The encoder and the classifier from their files, as a function: raw windows -> logits on the CPU."""
     path, (model_cfg, classifier_cfg) = files.classifier(), cfgs
-    if configs.method_of(args.model_version) == "v2":  # its classifier's file holds the encoder as trained with it
-        logits_of = v2.load_classifier(path, model_cfg, classifier_cfg, names, f"make it with: {again}")
+    if configs.method_of(args.model_version) == "v2":  # its classifier's file holds the whole network
+        logits_of = v2.load_classifier(path, classifier_cfg, names, f"make it with: {again}")
         return lambda windows: logits_of(windows, engine.device)
     classifier, model = Classifier(classifier_cfg, len(names)), MaskedModel(model_cfg)
     artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
@@ -108,8 +108,10 @@ def settings(args, path, record):
 
 def hash_of(args, files, row, names, record, checkpoint):
     """The row's config_hash, from the artefacts' JSON; a released file's contents stand for its configuration."""
-    pretrained = artefacts.load_record(checkpoint)
-    parents = pretrained["made_from"] if pretrained else {str(checkpoint): artefacts.fingerprint(checkpoint)}
+    pretrained = checkpoint and artefacts.load_record(checkpoint)
+    parents = pretrained["made_from"] if pretrained else {}
+    if checkpoint and not pretrained:
+        parents = {str(checkpoint): artefacts.fingerprint(checkpoint)}
     more = [was for parent, was in parents.items() if parent not in map(str, files.data())]
     classifier = record["config"] if record else row | {"classes": names}
     if not record:
@@ -132,18 +134,20 @@ def recorded_temperature(path, record):
 
 def load_source(args, engine, files, cfgs, names):
     """What was trained on the source: (raw windows -> logits, temperature, the row's settings, JSON, config_hash)."""
-    path, again = files.classifier(), f"python classifier.py -d {args.dataset} -s {args.save_model}"
-    again = f"python embedding.py -d {args.dataset} && {again}"
+    path, v1 = files.classifier(), configs.method_of(args.model_version) == "v1"
+    again = f"python classifier.py -mv {args.model_version} -d {args.dataset} -s {args.save_model}"
+    again = f"python embedding.py -d {args.dataset} && {again.replace('-mv v1 ', '')}" if v1 else again
     record = artefacts.load_record(path, {"train": dict, "embedding": dict, "label_index": int, "dataset": str})
     row, temperature = settings(args, path, record), recorded_temperature(path, record)
     if record:
         artefacts.check_same(path, record["config"], {"model": cfgs[1], "dataset": args.dataset})
     weights = row.pop("loss_weights")
     row |= dict(zip(("lambda1", "lambda2"), weights.split("_"), strict=True))
-    checkpoint = files.checkpoint(weights)
+    checkpoint = files.checkpoint(weights) if v1 else None  # v2 is not pretrained
     logits_of = load_networks(args, engine, files, checkpoint, cfgs, names, again)
     if record:
         artefacts.check_parents(path, record, again)
+    if record and v1:
         artefacts.check_same(checkpoint, record["config"]["embedding"], {"model": cfgs[0]})
         made_from = record["config"]["embedding"].get("checkpoint", str(checkpoint))
         if made_from != str(checkpoint):

@@ -25,7 +25,6 @@ from bookkeeping import artefacts, commands
 from bookkeeping.commands import UserError
 from models import Classifier, Contrastive, MaskedModel, losses
 from plain import Alone, Plain
-from v2 import stages as v2
 
 PRETRAINED = "saved/pretrain_base_a_20_120"
 CLASSIFIED = "saved/classifier_base_transformer_a_20_120"
@@ -486,8 +485,6 @@ def test_a_precision_that_is_not_to_be_had_is_refused(trained, monkeypatch):
     for script in ("pretrain", "classifier"):
         with pytest.raises(UserError, match="--precision bf16 on a CPU needs one with AMX"):
             trained.run(script, "-d", "a", "--precision", "bf16")
-        with pytest.raises(UserError, match="--precision bf16: -mv v2 computes in float32"):
-            v2.refuse_flags(__import__(script).get_args(["-d", "a", "-mv", "v2", "--precision", "bf16"]))
     on_gpu = SimpleNamespace(precision="bf16", device=torch.device("cuda"))
     monkeypatch.setattr(fast, "engine", lambda *args, **more: on_gpu)
     with pytest.raises(UserError, match="the classifier is for a CPU with AMX; take tf32 or fp32"):
