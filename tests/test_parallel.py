@@ -5,15 +5,16 @@ import re
 import subprocess
 import sys
 
-import parallel
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ENCODER, ROOT
 
+import plain
 import pretrain
-import utils
 from bookkeeping import commands
 from bookkeeping.commands import UserError
+from fast import parallel
+from models import Contrastive, MaskedModel
 
 STEM = "saved/pretrain_base_a_20_120"
 # pretrain.py, whose second process is killed in its third epoch if KILL is set
@@ -23,8 +24,8 @@ sys.path.insert(0, {str(ROOT)!r})
 from bookkeeping import resume
 resume.COPY_SECONDS = 0
 original, epochs = resume.Resume.after_epoch, []
-def after_epoch(self, make_state):
-    original(self, make_state)
+def after_epoch(self, parts, **more):
+    original(self, parts, **more)
     epochs.append(1)
     if len(epochs) == 3 and os.environ["RANK"] == "1" and os.environ.get("KILL"):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -39,19 +40,23 @@ def torchrun(project, *flags, processes=2, **environment):
     script.write_text(SCRIPT)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [sys.executable, *launcher, script, "-d", "a", "-g", "cpu", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run(list(map(str, command)), cwd=project.folder, text=True, capture_output=True, timeout=120,
-                          env=environment)  # fmt: skip
+    how = {"text": True, "capture_output": True, "timeout": 120}
+    how["env"] = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(list(map(str, command)), cwd=project.folder, **how)
     return done.returncode, done.stdout, done.stderr
 
 
 def test_two_processes_give_what_one_gives_even_after_one_was_killed(project, capsys):
-    """The losses to 1e-3, the weights to 1e-4, in both halves; what is continued is streamed besides.
+    """The losses to 1e-3, in both halves, and each weight to 1 % of its change; what is continued is streamed besides.
 
-    One bias stands before BatchNorm: its exact gradient is 0, and Adam blows up what rounding leaves of it.
+    Of a tensor's change, not of each number in it: Adam divides a gradient by its own size, so where a gradient is
+    almost 0 what rounding leaves of it, which differs between processors, decides about a whole step of that number.
+    A bias that stands before BatchNorm has an exact gradient of 0 throughout.
     """
     project.dataset("a", 64, seed=1)
     one = project.run("pretrain", "-d", "a", "-s", "one")
+    torch.manual_seed(5)
+    start = {"masked": MaskedModel(ENCODER).state_dict(), "TC": Contrastive(ENCODER["hidden"]).state_dict()}
     told = capsys.readouterr().out
     status, out, err = torchrun(project, "-s", "two", KILL="1")
     assert status != 0 and err.count("Traceback") == 1, "torchrun's own report, none of ours"
@@ -79,7 +84,8 @@ def test_two_processes_give_what_one_gives_even_after_one_was_killed(project, ca
         )
         for name in wanted:  # the running variance too: that of the whole batch's view, not of a process's share
             if name not in ("projection_head.0.bias", "projection_head.1.running_mean"):
-                torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-4, msg=name)
+                change = (wanted[name] - start[part][name]).float().norm()
+                assert (found[name] - wanted[name]).float().norm() <= 0.01 * change, name
 
 
 def test_mistakes_name_the_process_and_warnings_come_from_the_first(monkeypatch, capsys):
@@ -87,11 +93,11 @@ def test_mistakes_name_the_process_and_warnings_come_from_the_first(monkeypatch,
         commands.warn("odd")
         raise UserError("no such\nthing")
 
-    monkeypatch.setattr(utils, "on_interrupt", lambda handler: None)  # this process goes on
+    monkeypatch.setattr(commands, "on_interrupt", lambda handler: None)  # this process goes on
     for rank, wanted in (("0", "warning: odd\nerror: no such thing\n"), ("3", "error in process 3: no such thing\n")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit, match="2"):
-            commands.run(main, None)
+            commands.run(main, lambda: None)
         assert capsys.readouterr().err == wanted
 
 
@@ -152,7 +158,7 @@ def test_each_process_has_its_own_gpu(monkeypatch):
         parallel.Processes("0")
 
 
-def test_batches_that_are_dealt_out_make_the_same_validation_loss():
+def test_batches_that_are_dealt_out_make_the_same_validation_loss(monkeypatch):
     """Every process validates whole batches; the mean of what they return is what one process returns."""
 
     class Rows:
@@ -166,12 +172,20 @@ def test_batches_that_are_dealt_out_make_the_same_validation_loss():
         def pick(self, index):
             return None
 
-    def step_losses(model, head, views, *_):
+    def losses(engine, model, head, views, *_):
         return views.mean(), views.square().mean()
 
-    def validate(*process):
-        return pretrain.validate(step_losses, torch.nn.Linear(1, 1), None, Rows(), Masks(), 3, True, *process)
+    class Member(plain.Alone):
+        def __init__(self, rank, size):
+            super().__init__(torch.device("cpu"))
+            self.rank, self.size = rank, size
 
+    def validate(rank, size):
+        networks = {"model": None, "head": None, "optimizer": None}
+        return pretrain.validate(plain.Plain(Member(rank, size)), networks, Rows(), Masks(), 3, True)
+
+    monkeypatch.setattr(pretrain, "losses", losses)
     for size in (1, 2, 3, 7):
         total = torch.stack([validate(rank, size) for rank in range(size)]).mean(0)
-        torch.testing.assert_close(total, validate())
+        torch.testing.assert_close(total, validate(0, 1))
+    torch.testing.assert_close(validate(0, 1), torch.tensor([5.0, 35.0]))  # of the numbers 0 to 10
