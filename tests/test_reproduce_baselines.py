@@ -1,4 +1,4 @@
-"""experiments/baselines.py: the supervised models see exactly the windows that classifier.py labels, and repeat bit for bit."""
+"""experiments/baselines.py: the supervised models see the windows that classifier.py labels, and repeat themselves."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_the_labelled_windows_are_those_of_the_classifier(project, monkeypatch, 
     seen = {}
 
     def spy(name):
-        def train_epoch(model, optimizer, x, y, *_):
+        def train_epoch(engine, model, optimizer, x, y, *_):
             seen[name] = (x, y)
             return torch.tensor(1.0)
 
