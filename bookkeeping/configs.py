@@ -216,9 +216,7 @@ def parse(parser, argv):
 def dataset_entries(path="dataset/data_config.json"):
     """All data sets' entries by NAME_VERSION."""
     entries = read_json(find_config(path), "the data sets' configuration")
-    if not isinstance(entries, dict):
-        raise UserError(f"{path} must be a JSON object of data sets' entries")
-    return entries
+    return entries if isinstance(entries, dict) else {}
 
 
 def dataset_config(dataset, version):
@@ -230,7 +228,9 @@ def dataset_config(dataset, version):
     for name in dataset.split("+"):
         key = f"{name}_{version}"
         if not isinstance(entries.get(key), dict):
-            raise UserError(f"{path} has no entry {key!r} (there: {', '.join(entries)}); check -d, -td and -dv")
+            raise UserError(
+                f"{path} has no entry {key!r} (there: {', '.join(entries) or 'none'}); check -d, -td and -dv"
+            )
         found.append(entries[key])
     return found[0] if len(found) == 1 else together(dict(zip(dataset.split("+"), found, strict=True)), version)
 

@@ -74,8 +74,14 @@ def save_test(npz, pair, settings, result, predictions, confidence=None):
     temperature = confidence.get("temperature", 1.0)
     temperature = np.nan if temperature is None else temperature
     with artefacts.atomic(npz) as handle:
-        np.savez(handle, window=window, label=label, logits=logits, config_hash=settings["config_hash"],
-                 temperature=np.float64(temperature))  # fmt: skip
+        np.savez(
+            handle,
+            window=window,
+            label=label,
+            logits=logits,
+            config_hash=settings["config_hash"],
+            temperature=np.float64(temperature),
+        )
     first = ("augment_method", "label_rate", "seed")
     row = dict(zip(("source", "target", "dataset_version"), pair, strict=True))
     row |= {key: settings[key] for key in first}

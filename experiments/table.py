@@ -225,8 +225,16 @@ def as_markdown(section):
 
 def as_latex(section):
     def escape(text):
-        for old, new in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
-                         ("→", r"$\to$"), ("±", r"$\pm$"), ("–", "--")):  # fmt: skip
+        for old, new in (
+            ("\\", r"\textbackslash{}"),
+            ("&", r"\&"),
+            ("%", r"\%"),
+            ("_", r"\_"),
+            ("#", r"\#"),
+            ("→", r"$\to$"),
+            ("±", r"$\pm$"),
+            ("–", "--"),
+        ):
             text = text.replace(old, new)
         return text
 
@@ -265,8 +273,10 @@ def write(grid):
     """Print the tables and write results/table.{txt,md,tex,csv}; returns the text. No row is an error."""
     results = Results(grid)
     if not results.pairs():
-        raise UserError(f"no row of {ledger.PATH} belongs to this grid; run it first, or give the flags it was run "
-                        "with (--epochs, --classifier_epochs, -dv, -l)")  # fmt: skip
+        raise UserError(
+            f"no row of {ledger.PATH} belongs to this grid; run it first, or give the flags it was run "
+            "with (--epochs, --classifier_epochs, -dv, -l)"
+        )
     made, note = sections(results), NOTE + "\n" + facts(results)
     text = "\n\n".join([*map(as_text, made), note]) + "\n"
     markdown = "\n\n".join([*map(as_markdown, made), note]) + "\n"

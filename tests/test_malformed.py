@@ -332,7 +332,7 @@ CONFIGS = [
     ("dropout 1", head(dropout_ratio=1), CLASSIFY_A, "'dropout_ratio' is 1"),
     ("odd hidden size", head(hidden_size=15, num_heads=3), CLASSIFY_A, "'hidden_size' 15.*even"),
     ("data_config no JSON", text(ENTRIES, "uci"), PRETRAIN_A, "data_config.json is not readable"),
-    ("data_config a list", text(ENTRIES, "[1]"), PRETRAIN_A, "data_config.json must be a JSON object"),
+    ("data_config a list", text(ENTRIES, "[1]"), PRETRAIN_A, "data_config.json has no entry"),
     ("entry a number", text(ENTRIES, '{"a_20_120": 5}'), PRETRAIN_A, "no entry 'a_20_120'"),
     ("names don't fit the size", entry(activity_label_size=5), CLASSIFY_A, "activity_label_size"),
     ("size a text", entry(activity_label_size="4"), CLASSIFY_A, "activity_label_size"),

@@ -17,13 +17,22 @@ from bookkeeping import configs
 from bookkeeping.commands import UserError
 from v2 import config as config_v2
 from v2 import invariants, physics
+from v2 import stages as v2
 from v2.invariants import CHANNELS, RATE, SETS, G, attitude, channels, compose, represent, rotation, turn
-from v2.stages import stages as v2
 
 ENCODER = {
-    "method": "v2", "channels": "all", "compression": True, "physics": "small", "widths": [4, 6], "kernel": 3,
-    "members": 2, "masked_steps": 0, "joint_steps": 0, "batch_size": 8, "lr": 0.003,
-}  # fmt: skip
+    "method": "v2",
+    "channels": "all",
+    "compression": True,
+    "physics": "small",
+    "widths": [4, 6],
+    "kernel": 3,
+    "members": 2,
+    "masked_steps": 0,
+    "joint_steps": 0,
+    "batch_size": 8,
+    "lr": 0.003,
+}
 CLASSIFIER = {"method": "v2", "steps": 12, "batch_size": 8, "lr": 0.01, "dropout": 0.1, "tempos": [0.8, 1.0]}
 SMALL = {"crop": {"steps": 80, "why": "x"}, "amplitude": {"sd": 0.2, "why": "x"}}
 PHYSICS = json.loads((ROOT / "config/physics.json").read_text())
@@ -146,14 +155,25 @@ def test_with_everything_off_a_window_stays_as_it_is():
 @pytest.mark.parametrize(
     "on",
     [
-        {"tempo": [0.8, 1.2]}, {"crop": 80}, {"amplitude": 0.5}, {"gyro_amplitude": 0.5}, {"jitter": 0.2},
-        {"position": 1, "rotation_gain": 0.5}, {"position": 1, "swing": [0.2, 0.4]}, {"position": 1, "damping": [1, 1]},
-        {"position": 1, "swing": [0.3, 0.3], "pendulum": [0.5, 0.5]}, {"lever_share": 1, "lever": 0.2},
-        {"sensor_gain": 0.1}, {"bias": 0.05}, {"noise": [0.05, 0.05]}, {"filter_share": 1, "filter": [1, 1]},
-        {"drop_share": 1, "drop_out": [8, 8]}, {"turned": 1},
+        {"tempo": [0.8, 1.2]},
+        {"crop": 80},
+        {"amplitude": 0.5},
+        {"gyro_amplitude": 0.5},
+        {"jitter": 0.2},
+        {"position": 1, "rotation_gain": 0.5},
+        {"position": 1, "swing": [0.2, 0.4]},
+        {"position": 1, "damping": [1, 1]},
+        {"position": 1, "swing": [0.3, 0.3], "pendulum": [0.5, 0.5]},
+        {"lever_share": 1, "lever": 0.2},
+        {"sensor_gain": 0.1},
+        {"bias": 0.05},
+        {"noise": [0.05, 0.05]},
+        {"filter_share": 1, "filter": [1, 1]},
+        {"drop_share": 1, "drop_out": [8, 8]},
+        {"turned": 1},
     ],
     ids=lambda on: "+".join(on),
-)  # fmt: skip
+)
 def test_each_quantity_alters_a_moving_window_and_is_drawn_from_the_generator(on):
     x = walks()
     y = altered(x, **on)
@@ -346,8 +366,19 @@ def test_the_running_mean_follows_the_weights(v2_project):
     mean.load_state_dict(network.state_dict())
     weight = lambda module: module.head.conv.weight.detach().clone()  # noqa: E731
     before, odds = weight(mean), torch.ones(2, 12)
-    v2.train_round(network, mean, v2.make_optimizer([network], 0.01, 0), walks(), torch.arange(12) % 4, odds, cfg,
-                   model_cfg, generator(), 0, 1)  # fmt: skip
+    v2.train_round(
+        network,
+        mean,
+        v2.make_optimizer([network], 0.01, 0),
+        walks(),
+        torch.arange(12) % 4,
+        odds,
+        cfg,
+        model_cfg,
+        generator(),
+        0,
+        1,
+    )
     assert torch.allclose(weight(mean), 0.1 * before + 0.9 * weight(network)) and not torch.equal(before, weight(mean))
     assert torch.equal(mean.encoder.norms[0].running_var, network.encoder.norms[0].running_var)
 
@@ -364,8 +395,9 @@ def test_predictions_do_not_depend_on_how_the_target_holds_its_device(v2_project
     cfg, model_cfg = configs.read_classifier_config("v2"), configs.read_encoder_config("v2")
     torch.manual_seed(0)
     network, x = v2.Network(model_cfg, cfg, 4), walks()
-    assert torch.allclose(v2.predict(network, turned(x, generator(4)), cfg, model_cfg),
-                          v2.predict(network, x, cfg, model_cfg), atol=1e-4)  # fmt: skip
+    assert torch.allclose(
+        v2.predict(network, turned(x, generator(4)), cfg, model_cfg), v2.predict(network, x, cfg, model_cfg), atol=1e-4
+    )
 
 
 # ------------------------------------------------------------------------------------------------ configuration
@@ -430,8 +462,12 @@ def test_every_key_of_version_v2_is_read_by_something():
     )
     for key in [*config_v2.ENCODER_KEYS, *config_v2.CLASSIFIER_KEYS, *physics.KEYS]:
         if key != "method":
-            assert f'["{key}"]' in text or f'between("{key}")' in text or f'happens("{key}")' in text or key in (
-                "feature_num", "seq_len"), key  # fmt: skip # read by configs.check_fits, by name
+            assert (
+                f'["{key}"]' in text
+                or f'between("{key}")' in text
+                or f'happens("{key}")' in text
+                or key in ("feature_num", "seq_len")
+            ), key
 
 
 def test_the_projects_own_configuration_stays_within_its_limits(monkeypatch):
@@ -457,8 +493,11 @@ def test_the_projects_own_configuration_stays_within_its_limits(monkeypatch):
 
 
 def test_reproduce_runs_its_variants_and_foretells_their_rows(v2_project, capsys, monkeypatch):
-    variants = {"full": {"title": "CrossHAR"}, "v2": {"title": "version 2", "model_version": "v2"},
-                "v2_one": {"title": "one member", "model_version": "v2_one"}}  # fmt: skip
+    variants = {
+        "full": {"title": "CrossHAR"},
+        "v2": {"title": "version 2", "model_version": "v2"},
+        "v2_one": {"title": "one member", "model_version": "v2_one"},
+    }
     v2_project.config("variants", variants)
     flags = ["--variants", "all_v2", "--sources", "a", "--targets", "b", "--seeds", "2", "--label_rates", "0.1", "0.5"]
     run = lambda *more: reproduce.main(reproduce.get_args([*flags, *more, "--jobs", "0", "-g", "cpu", "--no_figures"]))  # noqa: E731
@@ -482,8 +521,11 @@ def test_breakdown_scores_each_value_of_a_column(v2_project, capsys):
     assert [result[user]["accuracy"] for user in ("ann", "bob", "eve")] == [1, 0, 1]
     assert "100% of walking taken for upstairs" in capsys.readouterr().out
     np.savez("q.npz", window=np.arange(12), label=(ids + 1) % 4, logits=logits)
-    for file, by, wanted in (("q.npz", "user", "other windows"), ("p.npz", "place", "has the columns activity, user"),
-                             ("none.npz", "user", "not a readable file")):  # fmt: skip
+    for file, by, wanted in (
+        ("q.npz", "user", "other windows"),
+        ("p.npz", "place", "has the columns activity, user"),
+        ("none.npz", "user", "not a readable file"),
+    ):
         with pytest.raises(UserError, match=wanted):
             breakdown.main(breakdown.get_args([file, "-td", "b", "--by", by]))
 
@@ -496,8 +538,11 @@ def test_choose_holds_users_out_and_uses_nothing_but_the_source(v2_project, monk
     assert len(set(held_out % 3)) == 1 and not set(held_out % 3) & set(others % 3)
     drawn, whole = set(), v2.train_round
     monkeypatch.setattr(v2, "train_round", lambda *a: (drawn.update(a[5].nonzero()[:, 1].tolist()), whole(*a))[1])
-    result = choose.main(choose.get_args(["-d", "a", "--versions", "v2", "v2_one", "--seeds", "1", "--first_seed", "5",
-                                          "-lr", "0.5", "-g", "cpu"]))  # fmt: skip
+    result = choose.main(
+        choose.get_args(
+            ["-d", "a", "--versions", "v2", "v2_one", "--seeds", "1", "--first_seed", "5", "-lr", "0.5", "-g", "cpu"]
+        )
+    )
     assert drawn <= set(others) and len(drawn) == int(0.5 * 0.6 * 64)
     assert set(result) == {"v2", "v2_one"} and "0.35 m above" in capsys.readouterr().out
     with open("results/choose_a.csv", newline="") as handle:

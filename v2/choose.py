@@ -29,10 +29,10 @@ from augment import make_generator
 from bookkeeping import artefacts, configs
 from bookkeeping.commands import Parser, UserError, a_device, a_name, a_number, run
 from metrics import scores, spread
+from v2 import stages as v2
 from v2.invariants import G, unit
 from v2.networks import Masked, Network, Projection
 from v2.physics import amplify, relocate, retime, shift, smooth
-from v2.stages import stages as v2
 
 
 def get_args(argv=None):
@@ -67,21 +67,32 @@ def shifts(x):
     up = unit(x[..., :3].mean(1, keepdim=True), 1e-6)
 
     def moved(gain, swing, pendulum, damping):
-        return relocate(x, *(x.new_full((N, 1, 1), a) for a in (gain, swing)), phase,
-                        *(x.new_full((N, 1, 1), a) for a in (pendulum, damping)))  # fmt: skip
+        return relocate(
+            x,
+            *(x.new_full((N, 1, 1), a) for a in (gain, swing)),
+            phase,
+            *(x.new_full((N, 1, 1), a) for a in (pendulum, damping)),
+        )
 
     def at_tempo(tempo):  # a faster walker steps harder, too
         return amplify(retime(x, T, x.new_full((N, 1), tempo), x.new_zeros(N, 1)), tempo, 1)
 
     noisy = x + noise
     made = {
-        "as recorded": x, "weaker": amplify(x, 0.65, 0.65), "stronger": amplify(x, 1.5, 1.5),
-        "slower": at_tempo(0.82), "faster": at_tempo(1.2), "filtered": smooth(x, x.new_full((N, 1, 1), 1.4)),
+        "as recorded": x,
+        "weaker": amplify(x, 0.65, 0.65),
+        "stronger": amplify(x, 1.5, 1.5),
+        "slower": at_tempo(0.82),
+        "faster": at_tempo(1.2),
+        "filtered": smooth(x, x.new_full((N, 1, 1), 1.4)),
         "noisy, clipped": torch.cat([noisy[..., :3].clamp(-1.7, 1.7), noisy[..., 3:]], -1),
-        "wrist": moved(0.8, 0.45, 0.55, 1.2), "forearm": moved(0.3, 0.25, 0.3, 0.5), "trunk": moved(0.3, 0, 0, 0.8),
-        "other limb": shift(moved(1.8, 0.3, 0.3, 0.01), 0.15 * sideways), "0.35 m above": shift(x, 0.35 * up),
+        "wrist": moved(0.8, 0.45, 0.55, 1.2),
+        "forearm": moved(0.3, 0.25, 0.3, 0.5),
+        "trunk": moved(0.3, 0, 0, 0.8),
+        "other limb": shift(moved(1.8, 0.3, 0.3, 0.01), 0.15 * sideways),
+        "0.35 m above": shift(x, 0.35 * up),
         "0.25 m aside": shift(x, 0.25 * sideways),
-    }  # fmt: skip
+    }
     return {name: torch.cat([y[..., :3] * G, y[..., 3:]], -1) for name, y in made.items()}
 
 
@@ -146,8 +157,15 @@ def main(args):
             for case, changed in cases.items():
                 guess = v2.predict(fitted[0], changed[held_out], *fitted[1:]).argmax(1).numpy()
                 made = scores(ids[held_out], guess, len(names))
-                rows.append({"version": version, "seed": seed, "shift": case, "accuracy": round(made["accuracy"], 6),
-                             "f1_macro": round(made["f1_macro"], 6)})  # fmt: skip
+                rows.append(
+                    {
+                        "version": version,
+                        "seed": seed,
+                        "shift": case,
+                        "accuracy": round(made["accuracy"], 6),
+                        "f1_macro": round(made["f1_macro"], 6),
+                    }
+                )
             print(f"{version}, seed {seed}: {overall(rows, version, seed)}", flush=True)
     artefacts.save_table(f"results/choose_{args.dataset}.csv", rows)
     return show(rows, args.versions, list(cases))

@@ -75,8 +75,12 @@ def compose(p, q):
     """The rotation that does q first, then p."""
     a, b, c, d = p.unbind(-1)
     e, f, g, h = q.unbind(-1)
-    parts = [a * e - b * f - c * g - d * h, a * f + b * e + c * h - d * g,
-             a * g - b * h + c * e + d * f, a * h + b * g - c * f + d * e]  # fmt: skip
+    parts = [
+        a * e - b * f - c * g - d * h,
+        a * f + b * e + c * h - d * g,
+        a * g - b * h + c * e + d * f,
+        a * h + b * g - c * f + d * e,
+    ]
     return torch.stack(parts, -1)
 
 
@@ -116,9 +120,12 @@ def in_frame(moving, w, up):
     horizontal = moving - v[..., None] * up
     about_up = dot(w, up)
     made = {
-        "v": v, "h": horizontal.norm(dim=-1), "d": moving.norm(dim=-1),
-        "wv": about_up.abs(), "wh": (w - about_up[..., None] * up).norm(dim=-1),
-    }  # fmt: skip
+        "v": v,
+        "h": horizontal.norm(dim=-1),
+        "d": moving.norm(dim=-1),
+        "wv": about_up.abs(),
+        "wh": (w - about_up[..., None] * up).norm(dim=-1),
+    }
     for phase, vertical in (("0", v), ("1", slope(v) / 8)):  # 8 rad/s, about a step's frequency: comparable sizes
         forward = unit((vertical[..., None] * horizontal).mean(1, keepdim=True), SMALL)
         made["f" + phase] = dot(horizontal, forward)

@@ -150,8 +150,11 @@ def augment(x, cfg, generator):
     if cfg["position"]:
         on = happens("position")
         gain, swing = torch.exp(on * cfg["rotation_gain"] * normal(*one)), on * between("swing")
-        x = torch.where(on > 0, relocate(x, gain, swing, 2 * math.pi * uniform(*one), between("pendulum"),
-                                         on * between("damping")), x)  # fmt: skip
+        x = torch.where(
+            on > 0,
+            relocate(x, gain, swing, 2 * math.pi * uniform(*one), between("pendulum"), on * between("damping")),
+            x,
+        )
     if cfg["lever_share"]:
         x = shift(x, happens("lever_share") * cfg["lever"] * normal(1, 3))
     x = amplify(x, torch.exp(cfg["amplitude"] * normal(*one)), torch.exp(cfg["gyro_amplitude"] * normal(*one)))

@@ -47,9 +47,11 @@ def batches(windows, odds, cfg, steps, batch_size, generator, views=1):
         index = torch.multinomial(odds, now * batch_size, replacement=True, generator=generator)
         chosen = windows[index.T.flatten()]
         made = [
-            represent(augment(chosen, cfg["physics"], generator), tuple(cfg["channels"]), cfg["compression"])
-            .unflatten(0, (now, batch_size, E)) for _ in range(views)
-        ]  # fmt: skip
+            represent(augment(chosen, cfg["physics"], generator), tuple(cfg["channels"]), cfg["compression"]).unflatten(
+                0, (now, batch_size, E)
+            )
+            for _ in range(views)
+        ]
         for step in range(now):
             rows = slice(step * batch_size, (step + 1) * batch_size)
             yield index[:, rows], [view[step] for view in made]
@@ -130,9 +132,14 @@ def pretrain(args, engine):
         for path, module in zip(made_from[1:], (masked, projection), strict=True):
             artefacts.load_state(path, module, hint=f"make it with: python pretrain.py -s {args.model_file}")
     config = {
-        "dataset": args.dataset, "dataset_version": args.dataset_version, "augment_method": "physics",
-        "model_version": args.model_version, "train": cfg, "mask": None, "model": model_cfg,
-    }  # fmt: skip
+        "dataset": args.dataset,
+        "dataset_version": args.dataset_version,
+        "augment_method": "physics",
+        "model_version": args.model_version,
+        "train": cfg,
+        "mask": None,
+        "model": model_cfg,
+    }
     optimizer = make_optimizer([masked, projection], model_cfg["lr"], 0.001)
     how = engine.how(made_from)
     resume = Resume(files.pretraining("state", weights), config | how, args.restart)
@@ -140,8 +147,10 @@ def pretrain(args, engine):
     step, _, history = resume.restore(networks, model_cfg["masked_steps"] + model_cfg["joint_steps"], "steps")
 
     total = model_cfg["masked_steps"] + model_cfg["joint_steps"]
-    print(f"{args.dataset}: {len(windows)} windows for training, {total} steps on {device}"
-          + ("" if total else " (masked_steps and joint_steps are 0): the encoder as it was initialised"))  # fmt: skip
+    print(
+        f"{args.dataset}: {len(windows)} windows for training, {total} steps on {device}"
+        + ("" if total else " (masked_steps and joint_steps are 0): the encoder as it was initialised")
+    )
     odds = torch.ones(model_cfg["members"], len(windows), device=device)
     loss_weights = (cfg["lambda1"], cfg["lambda2"])
     end = min(total, cfg["total_steps"] or total)
@@ -150,12 +159,15 @@ def pretrain(args, engine):
             until = model_cfg["masked_steps"] if step < model_cfg["masked_steps"] else end
             now = min(ROUND, until - step, end - step)  # a round has one kind of loss
             generator = seed_round(device, seed, "v2 pretraining", step)
-            losses = pretrain_round(masked, projection, optimizer, windows, odds, model_cfg, loss_weights, generator,
-                                    step, now)  # fmt: skip
+            losses = pretrain_round(
+                masked, projection, optimizer, windows, odds, model_cfg, loss_weights, generator, step, now
+            )
             step += now
             if not all(map(math.isfinite, losses)):
-                raise UserError(f"the loss is not finite by step {step} ({losses}); lower 'lr' of base_"
-                                f"{args.model_version} in config/pretrain_model.json")  # fmt: skip
+                raise UserError(
+                    f"the loss is not finite by step {step} ({losses}); lower 'lr' of base_"
+                    f"{args.model_version} in config/pretrain_model.json"
+                )
             history.append({"step": step, "train_masked": losses[0], "train_contrastive": losses[1]})
             bar.set_postfix_str("masked {:.3f} contrastive {:.3f}".format(*losses), refresh=False), bar.update(now)
             resume.after_epoch(networks, epoch=step, best={}, history=history)
@@ -193,8 +205,10 @@ def refuse_flags(args):
     if getattr(args, "precision", None):
         raise UserError(f"--precision {args.precision}: -mv {args.model_version} computes in float32; leave it out")
     if args.augument_method:
-        raise UserError(f"-am {args.augument_method}: -mv {args.model_version} makes no copies; its augmentation is "
-                        "config/physics.json; leave -am out")  # fmt: skip
+        raise UserError(
+            f"-am {args.augument_method}: -mv {args.model_version} makes no copies; its augmentation is "
+            "config/physics.json; leave -am out"
+        )
 
 
 # ------------------------------------------------------------------------------------ stage 2a: representations
@@ -227,10 +241,17 @@ def embed(args, engine):
     folder = f"dataset/{args.dataset}"
     made_from = [checkpoint, *(f"{folder}/{kind}_{args.dataset_version}.npy" for kind in ("data", "label"))]
     config = {
-        "dataset": args.dataset, "dataset_version": args.dataset_version, "augment_method": "none", "copies": 1,
-        "model_version": args.model_version, "model": model_cfg, "checkpoint": checkpoint,
-        "pretrain": pretrained.get("train", {}), "epochs": 0, "seed": pretrained.get("train", {}).get("seed"),
-    }  # fmt: skip
+        "dataset": args.dataset,
+        "dataset_version": args.dataset_version,
+        "augment_method": "none",
+        "copies": 1,
+        "model_version": args.model_version,
+        "model": model_cfg,
+        "checkpoint": checkpoint,
+        "pretrain": pretrained.get("train", {}),
+        "epochs": 0,
+        "seed": pretrained.get("train", {}).get("seed"),
+    }
     record = artefacts.make_record(config, made_from, str(device))
     made = features(model.encoder.to(device), windows, model_cfg)
     first = next(made)
@@ -352,20 +373,28 @@ def train(args, engine):
     optimizer = make_optimizer([network], cfg["lr"], cfg["weight_decay"])
     path = paths.classifier()
     config = {
-        "dataset": args.dataset, "dataset_version": args.dataset_version, "model_version": args.model_version,
-        "label_index": args.label_index, "label_rate": rate, "augment_method": "physics", "train": train_cfg,
-        "model": cfg, "classes": names,
+        "dataset": args.dataset,
+        "dataset_version": args.dataset_version,
+        "model_version": args.model_version,
+        "label_index": args.label_index,
+        "label_rate": rate,
+        "augment_method": "physics",
+        "train": train_cfg,
+        "model": cfg,
+        "classes": names,
         "embedding": {"model": model_cfg, "checkpoint": checkpoint, "pretrain": pretrain_config.get("train", {})},
-    }  # fmt: skip
+    }
     made_from = [*files, checkpoint]
     how = engine.how(made_from)
     resume = Resume(path.with_name(f"{path.stem}_state.pt"), config | how, args.restart)
     networks = {"network": network, "mean": mean, "optimizer": optimizer}
     step, best, history = resume.restore(networks, cfg["steps"], "steps")
 
-    print(f"{args.dataset}: {len(labelled)} labelled of {len(train_rows)} training windows, {len(val_rows)} for "
-          f"validation, {len(test_rows)} for test; {cfg['steps']} steps of {model_cfg['members']} members with "
-          f"{sum(p.numel() for p in network.parameters())} parameters on {device}")  # fmt: skip
+    print(
+        f"{args.dataset}: {len(labelled)} labelled of {len(train_rows)} training windows, {len(val_rows)} for "
+        f"validation, {len(test_rows)} for test; {cfg['steps']} steps of {model_cfg['members']} members with "
+        f"{sum(p.numel() for p in network.parameters())} parameters on {device}"
+    )
     odds = class_odds(ids, labelled, len(data), cfg["balanced"]).to(device).expand(model_cfg["members"], -1)
     val_x = validation_set(windows[val_rows], model_cfg, make_generator(device, seed, "v2 validation"))
     val_y = labels[val_rows]
@@ -377,9 +406,11 @@ def train(args, engine):
             loss = train_round(network, mean, optimizer, windows, labels, odds, cfg, model_cfg, generator, step, now)
             step, loss, val_loss = step + now, loss.item(), validate(mean, val_x, val_y, model_cfg["members"])
             if not math.isfinite(loss + val_loss):
-                raise UserError(f"the loss is not finite by step {step} (training {loss:.4g}, validation "
-                                f"{val_loss:.4g}); lower 'lr' of transformer_{args.model_version} in "
-                                "config/classifier.json")  # fmt: skip
+                raise UserError(
+                    f"the loss is not finite by step {step} (training {loss:.4g}, validation "
+                    f"{val_loss:.4g}); lower 'lr' of transformer_{args.model_version} in "
+                    "config/classifier.json"
+                )
             history.append({"step": step, "train_loss": loss, "val_loss": val_loss})
             if val_loss < best["loss"]:
                 weights = {name: tensor.clone() for name, tensor in mean.state_dict().items()}
