@@ -22,10 +22,8 @@ from bookkeeping import artefacts, commands, configs, resume
 from bookkeeping.commands import UserError
 from metrics import scores
 
-FIXTURES_ARE_FINE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-settings.register_profile(
-    "fixed", derandomize=True, deadline=None, max_examples=150, suppress_health_check=FIXTURES_ARE_FINE
-)
+FINE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=150, suppress_health_check=FINE)
 settings.load_profile("fixed")
 
 json_values = st.recursive(
@@ -259,15 +257,12 @@ def test_any_bytes_are_the_layers_weights_or_a_mistake(tmp_path, state_bytes, da
         assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
 
 
+SHAPES, TYPES = st.sampled_from([(2, 3), (2,), (3, 2), ()]), st.sampled_from(["float32", "float64", "int64", "bool"])
+NUMBERS = st.sampled_from([1.0, math.nan, math.inf, 1e300])
+
+
 @given(
-    state=st.dictionaries(
-        st.sampled_from(["weight", "bias", "fc.weight", "other"]),
-        st.tuples(
-            st.sampled_from([(2, 3), (2,), (3, 2), ()]),
-            st.sampled_from(["float32", "float64", "int64", "bool"]),
-            st.sampled_from([1.0, math.nan, math.inf, 1e300]),
-        ),
-    )
+    state=st.dictionaries(st.sampled_from(["weight", "bias", "fc.weight", "other"]), st.tuples(SHAPES, TYPES, NUMBERS))
 )
 def test_any_state_dict_fits_strictly_or_is_a_mistake(tmp_path, state):
     def tensor(shape, dtype, value):
