@@ -27,6 +27,7 @@ from models import DEAD_CLASSIFIER, DEAD_MASKED, Classifier, MaskedModel, encode
 def get_args(argv=None):
     parser = make_parser(__doc__, train_cfg="config/train.json")
     add_abstain(parser)
+    parser.add_argument("--no_gyroscope", action="store_true", help="take the target's gyroscope away (-mv v2)")
     return configs.parse(parser, argv)
 
 
@@ -67,8 +68,8 @@ def load_target(args, column, names):
 def load_networks(args, engine, files, checkpoint, cfgs, names, again):
     """The encoder and the classifier from their files, as a function: raw windows -> logits on the CPU."""
     path, (model_cfg, classifier_cfg) = files.classifier(), cfgs
-    if configs.method_of(args.model_version) == "v2":  # its classifier's file holds the encoder as trained with it
-        logits_of = v2.load_classifier(path, model_cfg, classifier_cfg, names, f"make it with: {again}")
+    if configs.method_of(args.model_version) == "v2":  # its classifier's file holds the whole network
+        logits_of = v2.load_classifier(path, classifier_cfg, names, f"make it with: {again}")
         return lambda windows: logits_of(windows, engine.device)
     classifier, model = Classifier(classifier_cfg, len(names)), MaskedModel(model_cfg)
     artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
@@ -107,14 +108,17 @@ def settings(args, path, record):
 
 def hash_of(args, files, row, names, record, checkpoint):
     """The row's config_hash, from the artefacts' JSON; a released file's contents stand for its configuration."""
-    pretrained = artefacts.load_record(checkpoint)
-    parents = pretrained["made_from"] if pretrained else {str(checkpoint): artefacts.fingerprint(checkpoint)}
+    pretrained = checkpoint and artefacts.load_record(checkpoint)
+    parents = pretrained["made_from"] if pretrained else {}
+    if checkpoint and not pretrained:
+        parents = {str(checkpoint): artefacts.fingerprint(checkpoint)}
     more = [was for parent, was in parents.items() if parent not in map(str, files.data())]
     classifier = record["config"] if record else row | {"classes": names}
     if not record:
         more.append(artefacts.fingerprint(files.classifier()))
     trained_with = ledger.training(pretrained and pretrained["config"], classifier, more)
-    return ledger.config_hash(trained_with, args.dataset, args.target_dataset, args.dataset_version)
+    gyroscope = not args.no_gyroscope
+    return ledger.config_hash(trained_with, args.dataset, args.target_dataset, args.dataset_version, gyroscope)
 
 
 def recorded_temperature(path, record):
@@ -130,18 +134,20 @@ def recorded_temperature(path, record):
 
 def load_source(args, engine, files, cfgs, names):
     """What was trained on the source: (raw windows -> logits, temperature, the row's settings, JSON, config_hash)."""
-    path, again = files.classifier(), f"python classifier.py -d {args.dataset} -s {args.save_model}"
-    again = f"python embedding.py -d {args.dataset} && {again}"
+    path, v1 = files.classifier(), configs.method_of(args.model_version) == "v1"
+    again = f"python classifier.py -mv {args.model_version} -d {args.dataset} -s {args.save_model}"
+    again = f"python embedding.py -d {args.dataset} && {again.replace('-mv v1 ', '')}" if v1 else again
     record = artefacts.load_record(path, {"train": dict, "embedding": dict, "label_index": int, "dataset": str})
     row, temperature = settings(args, path, record), recorded_temperature(path, record)
     if record:
         artefacts.check_same(path, record["config"], {"model": cfgs[1], "dataset": args.dataset})
     weights = row.pop("loss_weights")
     row |= dict(zip(("lambda1", "lambda2"), weights.split("_"), strict=True))
-    checkpoint = files.checkpoint(weights)
+    checkpoint = files.checkpoint(weights) if v1 else None  # v2 is not pretrained
     logits_of = load_networks(args, engine, files, checkpoint, cfgs, names, again)
     if record:
         artefacts.check_parents(path, record, again)
+    if record and v1:
         artefacts.check_same(checkpoint, record["config"]["embedding"], {"model": cfgs[0]})
         made_from = record["config"]["embedding"].get("checkpoint", str(checkpoint))
         if made_from != str(checkpoint):
@@ -152,6 +158,8 @@ def load_source(args, engine, files, cfgs, names):
 def main(args):
     cfgs = configs.read_encoder_config(args.model_version), configs.read_classifier_config(args.model_version)
     is_v1 = configs.method_of(args.model_version) == "v1"
+    if is_v1 and args.no_gyroscope:
+        raise UserError(f"--no_gyroscope: -mv {args.model_version} needs one; take -mv v2")
     engine = fast.engine(args.gpu, args.deterministic, encoder=cfgs[0] if is_v1 else None)
     source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
     column, names = configs.label_names(source_cfg, args.label_index)
@@ -160,16 +168,21 @@ def main(args):
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     logits_of, temperature, row, record, checkpoint = load_source(args, engine, files, cfgs, names)
 
-    logits = logits_of(torch.tensor(np.asarray(data[rows], dtype=np.float32))).numpy()
+    windows = torch.tensor(np.asarray(data[rows], dtype=np.float32))
+    if args.no_gyroscope:
+        windows[:, :, 3:] = torch.nan
+    logits = logits_of(windows).numpy()
     result = metrics.scores(ids, logits.argmax(1), len(names))
     target = args.target_dataset + (" (simulated)" if target_cfg.get("simulated") else "")
+    target += " without gyroscope" if args.no_gyroscope else ""
     confidence = metrics.assess(logits, ids, temperature, args.abstain)
     print(metrics.report(f"{args.dataset} -> {target}", result, names), metrics.confidence_report(confidence), sep="\n")
 
+    row |= {"gyroscope": "no"} if args.no_gyroscope else {}
     row["config_hash"] = hash_of(args, files, row, names, record, checkpoint)
     source = record and record.get("source_test")
     ledger.save_test(
-        files.classifier(f"transformer_{args.target_dataset}.npz"),
+        files.classifier(f"transformer_{args.target_dataset}{'_acc' if args.no_gyroscope else ''}.npz"),
         (args.dataset, args.target_dataset, args.dataset_version),
         row | ledger.source_scores(source),
         result,

@@ -51,13 +51,17 @@ def training(pretrain, classifier, more=()):
     }
 
 
-def config_hash(trained_with, source, target, version):
-    """16 hexadecimal digits that stand for a result: `trained_with` (dict) and the two data sets' contents."""
+def config_hash(trained_with, source, target, version, gyroscope=True):
+    """16 hexadecimal digits that stand for a result: `trained_with` (dict) and the two data sets' contents.
+
+    `gyroscope`: whether the target's was left to it.
+    """
     whole = {
         "trained_with": trained_with,
         "source": data_fingerprints(source, version),
         "target": data_fingerprints(target, version),
     }
+    whole |= {} if gyroscope else {"gyroscope": False}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -272,7 +272,8 @@ def label_rates(results, made):
             axis.tick_params(labelbottom=True)
     figure.supxlabel("label rate: share of the source's training windows whose labels are seen")
     figure.supylabel("accuracy on the target")
-    handles = {text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels())}  # noqa: B905
+    labelled = [axis.get_legend_handles_labels() for axis in axes.flat]
+    handles = {text: handle for found, texts in labelled for handle, text in zip(found, texts, strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=9)
     save(figure, "label_rate", made)
 
@@ -326,20 +327,45 @@ def ablation(results, made):
     save(figure, "ablation", made)
 
 
-def write(grid, projection="tsne"):
+def left_out(results, made):
+    """Accuracy and macro F1 on each set that was the target of all others, a bar a variant."""
+    pairs, variants = results.pairs(), results.variants
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
+    width = 0.8 / len(variants)
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for number, variant in enumerate(variants):
+            for place, pair in enumerate(pairs):
+                values = results.values(variant, results.rate, [pair], metric)
+                if values is None:
+                    continue
+                at, style = place + (number - (len(variants) - 1) / 2) * width, {"color": COLOURS[number % 8]}
+                axis.bar(at, values.mean(), 0.92 * width, label=results.grid.title(variant), **style)
+                if len(values) > 1:
+                    axis.errorbar(at, values.mean(), yerr=values.std(ddof=1), color="black", capsize=2, lw=1)
+        axis.set_xticks(range(len(pairs)), [results.grid.label(target) for _, target in pairs])
+        axis.set(ylim=(0, 1), title=f"{NAMES[metric]} on the set that was left out"), axis.grid(False, axis="x")
+    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
+    save(figure, "leave_one_out", made)
+
+
+def write(grid, projection="tsne", leave_one_out=False):
     """Draw all figures for which there are files; returns their paths. Pairs show the grid's first variant."""
     results, made = Results(grid), []
     pretrained = [v for v in results.variants if not (grid.is_baseline(v) or grid.is_v2(v))]  # v2 learns in other steps
     with plt.rc_context(plots.STYLE):
-        for source, target in results.pairs() if results.variants else []:
+        if leave_one_out and results.variants:
+            left_out(results, made)
+        for source, target in results.pairs() if results.variants and not leave_one_out else []:
             confusion(results, results.variants[0], source, target, made)
             reliability(results, results.variants[0], source, target, made)
             if pretrained:
                 figure = representations.draw(results, pretrained[0], source, target, projection)
                 save(figure, f"representations_{source}_{target}", made) if figure else None
-        for source in results.sources if pretrained else []:
+        for source in results.sources if pretrained and not leave_one_out else []:
             loss_curves(results, pretrained[0], source, made)
-        label_rates(results, made)
-        ablation(results, made)
+        if not leave_one_out:
+            label_rates(results, made)
+            ablation(results, made)
     print(f"{len(made)} figures in results/: {', '.join(path.split('/')[-1] for path in made)}")
     return made

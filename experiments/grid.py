@@ -5,11 +5,10 @@ row of saved/results.csv. Nothing is trained here; reproduce.py runs the jobs, t
 """
 
 import functools
+import itertools
 import shlex
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 import classifier
 import cross_dataset_test
@@ -51,6 +50,7 @@ class Cell(NamedTuple):
     rate: float
     seed: int  # of the classifier
     target: str
+    gyroscope: bool = True  # False: the target's is taken away
 
     @property
     def run(self):
@@ -115,6 +115,7 @@ class Grid:
         gpu=None,
         epochs=None,
         classifier_epochs=None,
+        without_gyroscope=False,
     ):
         self.all_variants = read_variants()
         self.sources, self.targets, self.rates, self.runs = sources, targets, rates, runs
@@ -127,6 +128,7 @@ class Grid:
                 there = ", ".join(self.all_variants)
                 raise UserError(f"--variants {name}: config/variants.json has {there}, or all, or all_v2")
         self.version, self.label_index, self.gpu = version, label_index, gpu
+        self.without_gyroscope = without_gyroscope
         self.epochs, self.classifier_epochs = epochs or {}, classifier_epochs
         self.config_path = functools.lru_cache(None)(self._config_path)
         self.pretrain_config = functools.lru_cache(None)(self._pretrain_config)
@@ -147,48 +149,50 @@ class Grid:
         return self.all_variants[variant]["baseline"] is not None
 
     def is_v2(self, variant):
-        """Whether the variant's -mv is run by v2.py, which makes no copies and needs no embedding."""
+        """Whether the variant's -mv is run by v2/, which needs no pretrained model and no embedding."""
         return configs.method_of(self.all_variants[variant]["model_version"]) == "v2"
 
     def jobs(self):
         """All jobs, the longest first, so that none is left alone at the end."""
         jobs = [Job(s, v, seed) for v in self.variants for s in self.sources for seed in self._seeds(v)]
-        jobs = [job for job in jobs if any(target != job.source for target in self.targets)]
+        jobs = [job for job in jobs if self.targets_of(job.source)]
         return sorted(jobs, key=self.work, reverse=True)
+
+    def targets_of(self, source):
+        """The targets that are none of the source's sets."""
+        return [target for target in self.targets if target not in utils.sets_of(source)]
 
     def _seeds(self, variant):
         return dict.fromkeys(seed for seed, _ in self.variant_runs(variant))
 
     def labels_only(self, variant):
-        """Whether a variant learns nothing from windows without labels: a baseline, or v2 without pretraining."""
-        if not self.is_v2(variant):
-            return self.is_baseline(variant)
-        cfg = configs.read_encoder_config(self.all_variants[variant]["model_version"])
-        return cfg["masked_steps"] + cfg["joint_steps"] == 0
+        """Whether a variant learns nothing from windows without labels: a baseline, or version v2."""
+        return self.is_baseline(variant) or self.is_v2(variant)
 
     def variant_runs(self, variant):
-        """The runs of a variant; a baseline has a single seed, the classifier's."""
-        if self.is_baseline(variant):
+        """The runs of a variant; one that is not pretrained has a single seed, the classifier's."""
+        if self.labels_only(variant):
             return list(dict.fromkeys((seed, seed) for _, seed in self.runs))
         return self.runs
 
     def cells(self, job):
         """The rows of a job: label rate by label rate, seed by seed, target by target."""
         seeds = [seed for first, seed in self.variant_runs(job.variant) if first == job.seed]
-        targets = [target for target in self.targets if target != job.source]
-        return [Cell(job, rate, seed, target) for rate in self.rates for seed in seeds for target in targets]
+        targets = self.targets_of(job.source)
+        kinds = (True, False) if self.without_gyroscope and self.is_v2(job.variant) else (True,)
+        return [Cell(job, *cell) for cell in itertools.product(self.rates, seeds, targets, kinds)]
 
     def work(self, job):
         """About how long a job takes, in windows that go through a network."""
-        data = np.load(f"dataset/{job.source}/data_{self.version}.npy", mmap_mode="r")
+        count = sum(utils.counts_of(job.source, self.version))
         if self.is_v2(job.variant):  # by time on two cores: three label rates take no longer than one of v1's
             return 100 * len(self.rates) * 1000
         copies = 1 if self.all_variants[job.variant]["augment"] == "none" else COPIES
-        classifier = 100 * sum(self.rates) * len(data) * copies
+        classifier = 100 * sum(self.rates) * count * copies
         if self.is_baseline(job.variant):
             return classifier
         cfg = self.pretrain_config(job)["train"]  # an epoch with both losses takes about twice as long
-        return len(data) * copies * (cfg["n_epochs"] + cfg["n_epochs_cl"]) + classifier
+        return count * copies * (cfg["n_epochs"] + cfg["n_epochs_cl"]) + classifier
 
     # ------------------------------------------------------------------------------------------ command lines
 
@@ -236,7 +240,8 @@ class Grid:
 
     def _stems(self, cell):
         stem = self.classifier_stem(cell)
-        return ["-s", stem] + (["-f", cell.job.stem] if stem != cell.job.stem else [])
+        pretrained = stem != cell.job.stem and not self.is_v2(cell.job.variant)
+        return ["-s", stem] + (["-f", cell.job.stem] if pretrained else [])
 
     def pretrain(self, job):
         augment = self.all_variants[job.variant]["augment"]
@@ -252,7 +257,7 @@ class Grid:
 
     def test(self, cell):
         flags = [*self._common(cell.job), "-td", cell.target, *self._column(), *self._stems(cell)]
-        return Command("cross_dataset_test.py", flags)
+        return Command("cross_dataset_test.py", flags + ([] if cell.gyroscope else ["--no_gyroscope"]))
 
     def baseline(self, cell, targets):
         """Training of a baseline and its tests on `targets`."""
@@ -269,16 +274,15 @@ class Grid:
 
     def _pretrain_config(self, job):
         """What pretrain.py will record as its configuration, as far as its result depends on it."""
-        args, v2 = self.pretrain(job).args(), self.is_v2(job.variant)
-        return configs.read_pretraining(args) | ({"augment_method": "physics", "mask": None} if v2 else {})
+        return configs.read_pretraining(self.pretrain(job).args())
 
     def classifier_config(self, cell):
         """Likewise for classifier.py."""
-        args = self.classifier(cell).args()
+        args, v2 = self.classifier(cell).args(), self.is_v2(cell.job.variant)
         return {
             "label_index": self.label_index,
             "label_rate": cell.rate,
-            "augment_method": self.pretrain_config(cell.job)["augment_method"],
+            "augment_method": "physics" if v2 else self.pretrain_config(cell.job)["augment_method"],
             "train": configs.read_train_config(args),
             "model": configs.read_classifier_config(args.model_version),
             "classes": self.classes(cell.job.source),
@@ -289,8 +293,9 @@ class Grid:
         if self.is_baseline(cell.job.variant):
             trained_with = baselines.training(self.baseline(cell, [cell.target]).args())
         else:
-            trained_with = ledger.training(self.pretrain_config(cell.job), self.classifier_config(cell))
-        return ledger.config_hash(trained_with, cell.job.source, cell.target, self.version)
+            pretrained = None if self.is_v2(cell.job.variant) else self.pretrain_config(cell.job)
+            trained_with = ledger.training(pretrained, self.classifier_config(cell))
+        return ledger.config_hash(trained_with, cell.job.source, cell.target, self.version, cell.gyroscope)
 
     def weights(self, job):
         """The loss weights as they stand in the pretrained files' names."""
@@ -312,4 +317,4 @@ class Grid:
         """The .npz of the cell's predictions."""
         if self.is_baseline(cell.job.variant):
             return baselines.stem_path(self.baseline(cell, [cell.target]).args(), f"_{cell.target}.npz")
-        return self.classifier_path(cell, f"transformer_{cell.target}.npz")
+        return self.classifier_path(cell, f"transformer_{cell.target}{'' if cell.gyroscope else '_acc'}.npz")

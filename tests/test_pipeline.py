@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ from bookkeeping.commands import UserError
 from fast.exact import Exact
 from models import Classifier, Contrastive, MaskedModel, losses
 from plain import Alone, Plain
-from v2 import stages as v2
 
 PLAIN = Plain(Alone(torch.device("cpu")))
 PRETRAINED = "saved/pretrain_base_a_20_120"
@@ -461,8 +459,6 @@ def test_a_precision_that_is_not_to_be_had_is_refused(trained, monkeypatch):
     for script in ("pretrain", "classifier"):
         with pytest.raises(UserError, match="--precision bf16 on a CPU needs one with AMX"):
             trained.run(script, "-d", "a", "--precision", "bf16")
-        with pytest.raises(UserError, match="--precision bf16: -mv v2 computes in float32"):
-            v2.refuse_flags(sys.modules[script].get_args(["-d", "a", "-mv", "v2", "--precision", "bf16"]))
     monkeypatch.setattr(fast, "engine", lambda *_, **__: Exact(Alone(torch.device("cuda")), "bf16"))
     with pytest.raises(UserError, match="the classifier is for a CPU with AMX; take tf32 or fp32"):
         trained.run("classifier", "-d", "a", "--precision", "bf16")
