@@ -94,6 +94,14 @@ def epoch_rows(sizes, batch_size, most, generator):
     return order.split(batch_size)
 
 
+def load_rows(path, rows, ids, device):
+    """The representations (n, T, D) and labels (n,) of some rows, on the device. Raises UserError for NaN."""
+    h = torch.from_numpy(artefacts.read_rows(path, rows))
+    if not torch.isfinite(h).all():
+        raise UserError(f"{path} holds NaN or infinity; make it again")
+    return h.to(device), torch.from_numpy(ids[rows]).to(device)
+
+
 def train_epoch(engine, model, optimizer, h, y, sizes, batch_size, most, generator):
     """One epoch over the labelled windows h (N, T, D) of the sources (`sizes` rows each); the mean loss, a tensor."""
     model.train()
@@ -117,6 +125,13 @@ def predict(model, h, logits=lambda model, part: model(part)):
     return torch.cat([logits(model, part) for part in h.split(batch_size)])
 
 
+def score(model, h, y, classes, temperature):
+    """Scores and calibration errors on representations h (N, T, D) with labels y (N,): a dict (metrics.py)."""
+    logits = predict(model, h)
+    result = metrics.scores(y.cpu().numpy(), logits.argmax(1).cpu().numpy(), classes)
+    return result | metrics.errors(logits, y, temperature)
+
+
 def main(args):
     if configs.method_of(args.model_version) == "v2":
         return v2.train(args, fast.engine(args.gpu, args.deterministic))
@@ -132,21 +147,15 @@ def main(args):
     seed, rate, counts = cfg["seed"], config["label_rate"], config["embedding"].get("counts", [len(embed) // copies])
     split = utils.labelled_split(ids, names, label_path, rate, counts, copies, seed, cfg["split_by"])
 
-    def load(rows):
-        h = torch.from_numpy(artefacts.read_rows(files.embedding(), rows))
-        if not torch.isfinite(h).all():
-            raise UserError(f"{files.embedding()} holds NaN or infinity; make it again")
-        return h.to(device), torch.from_numpy(ids[rows]).to(device)
-
     sizes = [len(rows) for rows in split[0]]
     labelled, train, val, test = map(np.concatenate, split)
-    (h, y), (val_h, val_y) = load(labelled), load(val)
+    (h, y), (val_h, val_y) = (load_rows(files.embedding(), rows, ids, device) for rows in (labelled, val))
     torch.manual_seed(seed)
     model = Classifier(config["model"], len(names)).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=cfg["lr"], fused=True)
     how = engine.how([files.embedding(), label_path]) | {"precision": engine.precision}
-    resume, parts = Resume(files.classifier("transformer_state.pt"), config | how, args.restart), {}
-    parts |= {"model": model, "optimizer": optimizer}
+    resume = Resume(files.classifier("transformer_state.pt"), config | how, args.restart)
+    parts = {"model": model, "optimizer": optimizer}
     first, best, history = resume.restore(parts, cfg["n_epochs"])
 
     rows = f"{len(labelled)} labelled of {len(train)} training rows, {len(val)} for validation, {len(test)} for test"
@@ -175,10 +184,7 @@ def main(args):
 
         model.load_state_dict(best["model"])
         found = {"temperature": metrics.fit_temperature(predict(model, val_h), val_y)}
-        h, y = load(test)
-        logits = predict(model, h)
-        result = metrics.scores(y.cpu().numpy(), logits.argmax(1).cpu().numpy(), len(names))
-        result |= metrics.errors(logits, y, found["temperature"])
+        result = score(model, *load_rows(files.embedding(), test, ids, device), len(names), **found)
         more = {"epoch": best["epoch"], "precision": engine.precision, **found, "source_test": result}
         made_from = [files.embedding(), label_path, *(record["made_from"] if record else ())]
         record = artefacts.make_record(config, made_from, str(device), **more)

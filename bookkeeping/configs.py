@@ -13,6 +13,7 @@ from bookkeeping.commands import AUGMENTATION, UserError, warn
 
 HERE = Path(__file__).resolve().parents[1]
 REQUIRED = object()
+READERS = {}  # method of a model version: (reader of its encoder's entry, of its classifier's); v2/ adds its own
 
 
 def whole(low, high=2**31):
@@ -194,10 +195,8 @@ def refuse_v2(args):
 def read_encoder_config(version):
     """Entry base_VERSION of config/pretrain_model.json."""
     path = "config/pretrain_model.json"
-    if method_of(version) == "v2":
-        from v2 import config as config_v2
-
-        return config_v2.read_encoder(path, version)
+    if readers := READERS.get(method_of(version)):
+        return readers[0](path, version)
     config = read_config(path, ENCODER_KEYS, entry=f"base_{version}")
     if config["hidden"] % config["n_heads"]:
         raise UserError(f"{path}, base_{version}: 'hidden' {config['hidden']} is no multiple of n_heads")
@@ -207,10 +206,8 @@ def read_encoder_config(version):
 def read_classifier_config(version):
     """Entry transformer_VERSION of config/classifier.json."""
     path = "config/classifier.json"
-    if method_of(version) == "v2":
-        from v2 import config as config_v2
-
-        return config_v2.read_classifier(path, version)
+    if readers := READERS.get(method_of(version)):
+        return readers[1](path, version)
     config = read_config(path, CLASSIFIER_KEYS, entry=f"transformer_{version}")
     if config["hidden_size"] % config["num_heads"] or config["hidden_size"] % 2:
         raise UserError(f"{path}: 'hidden_size' {config['hidden_size']} must be even and a multiple of num_heads")

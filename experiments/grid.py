@@ -67,8 +67,8 @@ class Command(NamedTuple):
     def __str__(self):
         return shlex.join(["python", *self.script.split(), *self.flags])
 
-    def args(self):
-        return SCRIPTS[self.script].get_args(self.flags)
+    def args(self, *more):
+        return SCRIPTS[self.script].get_args([*self.flags, *more])
 
 
 def read_variants(path="config/variants.json"):
@@ -278,13 +278,13 @@ class Grid:
 
     def classifier_config(self, cell):
         """Likewise for classifier.py."""
-        args, v2 = self.classifier(cell).args(), self.is_v2(cell.job.variant)
+        v2, model = self.is_v2(cell.job.variant), self.all_variants[cell.job.variant]["model_version"]
         return {
             "label_index": self.label_index,
             "label_rate": cell.rate,
             "augment_method": "physics" if v2 else self.pretrain_config(cell.job)["augment_method"],
-            "train": configs.read_train_config(args),
-            "model": configs.read_classifier_config(args.model_version),
+            "train": configs.read_train_config(self.classifier(cell).args()),
+            "model": configs.read_classifier_config(model),
             "classes": self.classes(cell.job.source),
         }
 

@@ -58,10 +58,8 @@ def current(path, wanted, state=None):
 def call(command, restart=False):
     """Print a command and run it in this process: the script's main(args)."""
     print(f"\n$ {command}", flush=True)
-    args = command.args()
-    if restart and hasattr(args, "restart"):
-        args.restart = True
-    return SCRIPTS[command.script].main(args)
+    more = ["--restart"] if restart and command.script in ("pretrain.py", "classifier.py") else []
+    return SCRIPTS[command.script].main(command.args(*more))
 
 
 def run_job(grid, job, restart=False, keep_embeddings=False):

@@ -1,8 +1,8 @@
 """The classifier on a CPU: the logits of models.Classifier, where drawing dropout does not take half of a step.
 
 Each dropout factor takes 16 random bits of a fast generator, and the feed-forward of 2048 features goes some thousand
-steps at a time, so that few features are in work at once. With `dtype` bfloat16, on a CPU with AMX , the
-layers' products and attention are made in it, LayerNorms and residuals in float32. tests/test_fast/classifier.py holds
+steps at a time, so that few features are in work at once. With `dtype` bfloat16, on a CPU with AMX, the
+layers' products and attention are made in it, LayerNorms and residuals in float32. tests/test_fast_classifier.py holds
 it against the plain module, gradients and factors included.
 
 Axes as in models.py; R rows are steps of a batch, one after another.

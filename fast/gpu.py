@@ -7,7 +7,7 @@ of the pass that has its terms in registers anyway. The large matrix products st
 whatever the activations are; partial sums are written and added in a fixed order, so that the same step gives the same
 bits.
 
-The shortcuts of fast.py hold here too: queries only of the chosen steps while the masked loss is alone, one query a
+The shortcuts of exact.py hold here too: queries only of the chosen steps while the masked loss is alone, one query a
 window in the contrastive head, both views in one batch up to BatchNorm. tests/test_gpu.py compares with models.py.
 
 Axes as in models.py; n rows are steps of windows, B * T of them or B * M.
