@@ -15,6 +15,7 @@ import utils
 from bookkeeping import commands
 from bookkeeping.commands import UserError
 
+
 class Processes:
     """The processes that train together; this one's number is `rank` of `size`, its own device `device`."""
 
