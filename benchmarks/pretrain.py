@@ -203,7 +203,7 @@ def measure_stages(device, windows):
     """Windows a second of the encoder (before any file is written) and of encoder and classifier together."""
     import torch
 
-    import cross_dataset_test
+    import inference
     from bookkeeping import configs
     from models import Classifier, MaskedModel, encode
 
@@ -218,7 +218,7 @@ def measure_stages(device, windows):
 
     found = {}
     for name, fn in (("embedding", embed), ("cross_dataset",
-                     lambda: cross_dataset_test.classify(model, classifier, cpu_windows))):  # fmt: skip
+                     lambda: inference.classify(model, classifier, cpu_windows))):  # fmt: skip
         with torch.inference_mode():
             fn()
             found[f"{name}_windows_per_s"] = len(windows) / min(timed(fn, device) for _ in range(3))

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 import metrics
@@ -274,33 +275,40 @@ def train_round(network, mean, optimizer, windows, labels, odds, cfg, model_cfg,
     return seen / steps
 
 
-@torch.no_grad()
-def member_probabilities(network, windows, cfg, model_cfg, batch_size=256):
-    """Each member's class probabilities (E, N, K) of raw windows (N, T, 6), the mean over the configured tempos.
+class Judge(nn.Module):
+    """A trained network and all around it: raw windows (N, T, 6) -> logits (N, K), as predict gives them.
 
-    Each tempo is a crop from the window's middle, replayed as if the person moved so much faster or slower.
+    In m/s^2 and rad/s; NaN in the rotation rate says that there is no gyroscope. Each tempo is a crop from the window's
+    middle, replayed as if the person moved so much faster or slower; the logits are the logarithm of the mean
+    probability of members and tempos. Operations that torch's exporter knows, N is free.
     """
-    device, T = next(network.parameters()).device, windows.shape[1]
-    L = min(model_cfg["physics"]["crop"], T)
-    network.eval()
-    result = []
-    for part in windows.split(batch_size):
-        x, total = part.to(device), 0
-        for tempo in cfg["tempos"]:
-            if tempo == 1:  # nothing is gained by leaving a part out
-                view = x
-            else:
-                start = x.new_full((len(x), 1), max(0.0, (T - 1 - (L - 1) * tempo) / 2))
-                view = retime(x, L, x.new_full((len(x), 1), tempo), start)
-            made = represent(view, tuple(model_cfg["channels"]), model_cfg["compression"])
-            total = total + network(made[:, None].expand(-1, model_cfg["members"], -1, -1)).softmax(-1)
-        result.append((total / len(cfg["tempos"])).transpose(0, 1))
-    return torch.cat(result, 1)
+
+    def __init__(self, network, cfg, model_cfg):
+        super().__init__()
+        self.network, self.cfg, self.model_cfg = network, cfg, model_cfg
+
+    def probabilities(self, windows):
+        """Each member's class probabilities (N, E, K), the mean over the tempos."""
+        x, T, total = windows.nan_to_num(), windows.shape[1], 0
+        L = min(self.model_cfg["physics"]["crop"], T)
+        for tempo in self.cfg["tempos"]:
+            view = x
+            if tempo != 1:  # nothing is gained by leaving a part out
+                start = max(0.0, (T - 1 - (L - 1) * tempo) / 2)
+                view = retime(x, L, torch.full_like(x[:, :1, 0], tempo), torch.full_like(x[:, :1, 0], start))
+            made = represent(view, tuple(self.model_cfg["channels"]), self.model_cfg["compression"])
+            total = total + self.network(made[:, None].expand(-1, self.model_cfg["members"], -1, -1)).softmax(-1)
+        return total / len(self.cfg["tempos"])
+
+    def forward(self, windows):
+        return self.probabilities(windows).mean(1).clamp(min=1e-9).log()
 
 
-def predict(network, windows, cfg, model_cfg):
+@torch.no_grad()
+def predict(network, windows, cfg, model_cfg, batch_size=256):
     """Logits (N, K) on the CPU of raw windows (N, T, 6): the logarithm of the members' mean probability."""
-    return member_probabilities(network, windows, cfg, model_cfg).mean(0).clamp(min=1e-9).log().cpu()
+    device, judge = next(network.parameters()).device, Judge(network, cfg, model_cfg).eval()
+    return torch.cat([judge(part.to(device)) for part in windows.split(batch_size)]).cpu()
 
 
 def validation_set(windows, cfg, generator):
@@ -407,10 +415,16 @@ def train(args, engine):
 # ---------------------------------------------------------------------------------------------- stage 3: target
 
 
-def load_classifier(path, model_cfg, classifier_cfg, names, hint):
-    """What cross_dataset_test.py needs of a trained classifier: a function from raw windows to logits on the CPU."""
+def load_judge(path, model_cfg, classifier_cfg, names, hint):
+    """A trained classifier as a module, in eval mode: raw windows -> logits (Judge). Raises UserError."""
     network = Network(model_cfg, classifier_cfg, len(names))
     artefacts.load_state(Path(path), network, hint=hint)
+    return Judge(network, classifier_cfg, model_cfg).eval()
+
+
+def load_classifier(path, model_cfg, classifier_cfg, names, hint):
+    """What cross_dataset_test.py needs of a trained classifier: a function from raw windows to logits on the CPU."""
+    network = load_judge(path, model_cfg, classifier_cfg, names, hint).network
 
     def logits_of(windows, device):
         return predict(network.to(device), windows, classifier_cfg, model_cfg)
