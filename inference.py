@@ -11,6 +11,7 @@ T = 120 steps, K classes. Channels: acceleration x, y, z in m/s^2 with gravity, 
 the last three of a whole window says that there is no gyroscope (model version v2 judges without, v1 cannot).
 """
 
+import functools
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -43,7 +44,7 @@ class Model(NamedTuple):
     temperature: float | None  # of its JSON; None where none is recorded (1 is taken then)
     version: str  # -mv
     record: dict | None  # the classifier's JSON: configuration, what it was made from; None beside a released file
-    without_gyroscope: bool = False  # whether NaN in the gyroscope's channels is taken
+    as_module: Any = None  # of version v2: () -> a module that computes what logits_of does, for export.py
 
     def probabilities(self, windows):
         """Calibrated class probabilities of raw windows: (N, T, 6) in m/s^2 and rad/s -> (N, K) float64.
@@ -57,7 +58,7 @@ class Model(NamedTuple):
         if not len(x):
             return np.empty((0, len(self.names)))
         missing = x[..., 3:].isnan().all(2).all(1)
-        if missing.any() and not self.without_gyroscope:
+        if missing.any() and self.as_module is None:
             raise UserError(
                 f"-mv {self.version} needs a gyroscope; take -mv v2, or the model that comes with the project"
             )
@@ -117,6 +118,18 @@ def again_of(files):
 RECORD_KEYS = {"train": dict, "embedding": dict, "label_index": int, "dataset": str}
 
 
+def named(args, version="v1"):
+    """The model that a script's flags name, as utils.Files; None: the one that comes with the project.
+
+    That is meant by none of -d, -dv, -mv, -s and -f, and by -s ready without -d. `version` is the default of -mv.
+    """
+    given = (args.dataset, args.dataset_version, args.model_version, args.save_model, getattr(args, "model_file", None))
+    if not any(given) or (args.save_model == "ready" and not any(given[:2]) and args.model_version in (None, "v2")):
+        return None
+    defaults = ("uci", f"{RATE}_{STEPS}", version, "model", None)
+    return utils.Files(*(value or default for value, default in zip(given, defaults, strict=True)))
+
+
 def load(files, engine=None):
     """The Model in `files` (utils.Files: data set, version, model version, stem), as the scripts trained it.
 
@@ -138,8 +151,10 @@ def load(files, engine=None):
     logits_of = load_networks(files, engine or plain.engine(), checkpoint, cfgs, names, again)
     if record:
         check_made_from(path, record, checkpoint, cfgs[0], again)
-    temperature, is_v2 = recorded_temperature(path, record), configs.method_of(files.model_version) == "v2"
-    return Model(names, logits_of, temperature, files.model_version, record, is_v2)
+    as_module = None
+    if configs.method_of(files.model_version) == "v2":
+        as_module = functools.partial(v2.load_judge, path, *cfgs, names, f"make it with: {again}")
+    return Model(names, logits_of, recorded_temperature(path, record), files.model_version, record, as_module)
 
 
 def load_ready(engine=None, path=READY):
@@ -152,11 +167,15 @@ def load_ready(engine=None, path=READY):
     if record is None:
         raise UserError(f"{path} or the JSON beside it is missing; {hint}")
     config, engine = record["config"], engine or plain.engine()
-    names, cfgs = config["classes"], (config["embedding"]["model"], config["model"])
-    logits_of = v2.load_classifier(path, *cfgs, names, hint)
-    temperature = recorded_temperature(path, record)
+    parts = (path, config["embedding"]["model"], config["model"], config["classes"], hint)
+    logits_of = v2.load_classifier(*parts)
     return Model(
-        names, lambda windows: logits_of(windows, engine.device), temperature, config["model_version"], record, True
+        config["classes"],
+        lambda windows: logits_of(windows, engine.device),
+        recorded_temperature(path, record),
+        config["model_version"],
+        record,
+        functools.partial(v2.load_judge, *parts),
     )
 
 

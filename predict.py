@@ -2,7 +2,7 @@
 
     python predict.py --raw walk.zip --recordings auto --out walk.csv --figure walk.png
 
-reads   the recordings under --raw, as dataset/prepare.py --recordings does (labels may be missing), and a trained model:
+reads   the recordings under --raw, as dataset/prepare.py --recordings does (labels may be missing); a trained model:
         the one that comes with the project (saved/ready/), or one of your own named by -mv, -d, -dv, -s and -f
 writes  --out, a CSV: recording, start, end, activity, confidence, one column a class; --figure, a time line (PNG)
 
@@ -22,7 +22,6 @@ from tqdm import tqdm
 import fast
 import inference
 import metrics
-import utils
 from bookkeeping import artefacts, configs, plots
 from bookkeeping.commands import Parser, UserError, a_device, a_name, a_number, a_source, run
 from dataset import recordings
@@ -57,18 +56,9 @@ def get_args(argv=None):
     return args
 
 
-def named_files(args):
-    """The model that the flags name (utils.Files), or None: the one that comes with the project."""
-    given = (args.dataset, args.dataset_version, args.model_version, args.save_model, args.model_file)
-    if not any(given) or (args.save_model == "ready" and not any(given[:2]) and args.model_version in (None, "v2")):
-        return None
-    defaults = ("uci", f"{inference.RATE}_{inference.STEPS}", "v1", "model", None)
-    return utils.Files(*(value or default for value, default in zip(given, defaults, strict=True)))
-
-
 def load_model(args):
     """(the Model that the flags name, what it is in words)."""
-    files = named_files(args)
+    files = inference.named(args)
     if files is None:
         model = inference.load_ready(fast.engine(args.gpu))
         return (
@@ -90,8 +80,9 @@ def summary(judged, names, abstain):
     return f"{judged.name}: minutes of {text}{without}"
 
 
-def scores(found, names, abstain):
+def scores(found, model, abstain):
     """Scores over all labelled windows as text and as a dict; None where nothing is labelled."""
+    temperature = model.temperature or 1.0
     labels = np.concatenate([judged.labels for judged in found])
     rows = labels >= 0
     unknown = {}
@@ -102,9 +93,13 @@ def scores(found, names, abstain):
     if not rows.any():
         return "\n".join(lines), None
     probabilities = np.concatenate([judged.probabilities for judged in found])[rows]
-    result = metrics.scores(labels[rows], probabilities.argmax(1), len(names))
-    confidence = metrics.assess(probabilities, labels[rows], None, abstain)
-    lines += [metrics.report("labelled windows (they overlap)", result, names), metrics.confidence_report(confidence)]
+    result = metrics.scores(labels[rows], probabilities.argmax(1), len(model.names))
+    logits = temperature * np.log(np.maximum(probabilities, 1e-30))  # up to a constant
+    confidence = metrics.assess(logits, labels[rows], temperature, abstain)
+    lines += [
+        metrics.report("labelled windows (they overlap)", result, model.names),
+        metrics.confidence_report(confidence),
+    ]
     return "\n".join(lines), result | confidence
 
 
@@ -132,7 +127,7 @@ def main(args):
             writer.writerows(inference.table(judged, model.names, args.abstain))
     if not any(len(judged.start) for judged in found):
         raise UserError(f"--raw {args.raw}: no stretch without a gap lasts the 6 s of a window; nothing to judge")
-    report, result = scores(found, model.names, args.abstain)
+    report, result = scores(found, model, args.abstain)
     if report:
         print(report)
     if args.out:
@@ -233,7 +228,8 @@ def draw_recording(three, judged, line, lanes, chosen):
     confidence.set(ylabel="confidence", ylim=(0, 1.05))
     gaps = [(start, end - start) for start, end, _ in judged.gaps]
     for axes in three:
-        axes.broken_barh(gaps, axes.get_ylim(), facecolor="0.9", hatch="///", edgecolor="0.75", zorder=0, linewidth=0)
+        low, high = axes.get_ylim()
+        axes.broken_barh(gaps, (low, high - low), facecolor="0.9", hatch="///", edgecolor="0.75", zorder=0, linewidth=0)
     clock(confidence, judged.dated, edges[0], edges[-1])
 
 
