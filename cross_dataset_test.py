@@ -86,8 +86,10 @@ def settings(args, path, record):
 
 def hash_of(args, files, row, names, record, checkpoint):
     """The row's config_hash, from the artefacts' JSON; a released file's contents stand for its configuration."""
-    pretrained = artefacts.load_record(checkpoint)
-    parents = pretrained["made_from"] if pretrained else {str(checkpoint): artefacts.fingerprint(checkpoint)}
+    pretrained = checkpoint and artefacts.load_record(checkpoint)
+    parents = pretrained["made_from"] if pretrained else {}
+    if checkpoint and not pretrained:
+        parents = {str(checkpoint): artefacts.fingerprint(checkpoint)}
     more = [was for parent, was in parents.items() if parent not in map(str, files.data())]
     classifier = record["config"] if record else row | {"classes": names}
     if not record:
@@ -99,6 +101,7 @@ def hash_of(args, files, row, names, record, checkpoint):
 def load_source(args, engine, files, cfgs, names):
     """What was trained on the source: (raw windows -> logits, temperature, the row's settings, JSON, config_hash)."""
     path, again = files.classifier(), inference.again_of(files)
+    is_v1 = configs.method_of(args.model_version) == "v1"
     record = artefacts.load_record(path, inference.RECORD_KEYS)
     row, temperature = settings(args, path, record), inference.recorded_temperature(path, record)
     if temperature is None:
@@ -107,7 +110,7 @@ def load_source(args, engine, files, cfgs, names):
         artefacts.check_same(path, record["config"], {"model": cfgs[1], "dataset": args.dataset})
     weights = row.pop("loss_weights")
     row |= dict(zip(("lambda1", "lambda2"), weights.split("_"), strict=True))
-    checkpoint = files.checkpoint(weights)
+    checkpoint = files.checkpoint(weights) if is_v1 else None  # v2 is not pretrained
     logits_of = inference.load_networks(files, engine, checkpoint, cfgs, names, again)
     if record:
         inference.check_made_from(path, record, checkpoint, cfgs[0], again)

@@ -15,7 +15,6 @@ import torch
 
 import fast
 import utils
-import v2
 from augment import Copies, copy_count
 from batches import FromFile
 from bookkeeping import artefacts, configs
@@ -53,8 +52,7 @@ def write(files, engine, model, windows, labels, record):
 
 
 def main(args):
-    if configs.method_of(args.model_version) == "v2":
-        return v2.embed(args, fast.engine(args.gpu, args.deterministic))
+    configs.refuse_v2(args)
     cfg, model_cfg = configs.read_train_config(args), configs.read_encoder_config(args.model_version)
     engine = fast.engine(args.gpu, args.deterministic, encoder=model_cfg)
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)

@@ -80,8 +80,8 @@ def load_networks(files, engine, checkpoint, cfgs, names, again):
     `cfgs` are the configurations of the encoder and of the classifier, `again` the command that makes the latter.
     """
     path, (model_cfg, classifier_cfg) = files.classifier(), cfgs
-    if configs.method_of(files.model_version) == "v2":  # its classifier's file holds the encoder as trained with it
-        logits_of = v2.load_classifier(path, model_cfg, classifier_cfg, names, f"make it with: {again}")
+    if configs.method_of(files.model_version) == "v2":  # its classifier's file holds the whole network
+        logits_of = v2.load_classifier(path, classifier_cfg, names, f"make it with: {again}")
         return lambda windows: logits_of(windows, engine.device)
     classifier, model = Classifier(classifier_cfg, len(names)), MaskedModel(model_cfg)
     artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
@@ -101,18 +101,24 @@ def recorded_temperature(path, record):
 
 
 def check_made_from(path, record, checkpoint, model_cfg, again):
-    """Raise UserError unless the classifier `path` was made from the files that are there now and this encoder."""
+    """Raise UserError unless the classifier `path` was made from the files that are there now and from this encoder.
+
+    `checkpoint` is the encoder's file, None for version v2, which is not pretrained.
+    """
     artefacts.check_parents(path, record, again)
-    artefacts.check_same(checkpoint, record["config"]["embedding"], {"model": model_cfg})
-    made_from = record["config"]["embedding"].get("checkpoint", str(checkpoint))
-    if made_from != str(checkpoint):
-        raise UserError(f"{path} was made from {made_from}, not from {checkpoint}; check -f and -s")
+    if checkpoint:
+        artefacts.check_same(checkpoint, record["config"]["embedding"], {"model": model_cfg})
+        made_from = record["config"]["embedding"].get("checkpoint", str(checkpoint))
+        if made_from != str(checkpoint):
+            raise UserError(f"{path} was made from {made_from}, not from {checkpoint}; check -f and -s")
 
 
 def again_of(files):
     """The commands that make a classifier."""
     flags = f"-d {files.dataset} -s {files.stem}"
-    return f"python embedding.py -d {files.dataset} && python classifier.py {flags}"
+    if configs.method_of(files.model_version) == "v1":
+        return f"python embedding.py -d {files.dataset} && python classifier.py {flags}"
+    return f"python classifier.py -mv {files.model_version} {flags}"
 
 
 RECORD_KEYS = {"train": dict, "embedding": dict, "label_index": int, "dataset": str}
@@ -138,6 +144,7 @@ def load(files, engine=None):
     and for a classifier whose parents have changed since.
     """
     path, again = files.classifier(), again_of(files)
+    is_v1 = configs.method_of(files.model_version) == "v1"
     cfgs = configs.read_encoder_config(files.model_version), configs.read_classifier_config(files.model_version)
     record = artefacts.load_record(path, RECORD_KEYS)
     config = record["config"] if record else {}
@@ -145,15 +152,13 @@ def load(files, engine=None):
     pretrain = config.get("embedding", {}).get("pretrain", {})
     if "lambda1" not in pretrain:
         pretrain = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS)
-    checkpoint = files.checkpoint(utils.loss_weights(pretrain))
+    checkpoint = files.checkpoint(utils.loss_weights(pretrain)) if is_v1 else None
     if record:
         artefacts.check_same(path, config, {"model": cfgs[1], "dataset": files.dataset})
     logits_of = load_networks(files, engine or plain.engine(), checkpoint, cfgs, names, again)
     if record:
         check_made_from(path, record, checkpoint, cfgs[0], again)
-    as_module = None
-    if configs.method_of(files.model_version) == "v2":
-        as_module = functools.partial(v2.load_judge, path, *cfgs, names, f"make it with: {again}")
+    as_module = None if is_v1 else functools.partial(v2.load_judge, path, cfgs[1], names, f"make it with: {again}")
     return Model(names, logits_of, recorded_temperature(path, record), files.model_version, record, as_module)
 
 
@@ -167,7 +172,7 @@ def load_ready(engine=None, path=READY):
     if record is None:
         raise UserError(f"{path} or the JSON beside it is missing; {hint}")
     config, engine = record["config"], engine or plain.engine()
-    parts = (path, config["embedding"]["model"], config["model"], config["classes"], hint)
+    parts = (path, config["model"], config["classes"], hint)
     logits_of = v2.load_classifier(*parts)
     return Model(
         config["classes"],

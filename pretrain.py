@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 import fast
 import utils
-import v2
 from augment import copy_count, draw_masks, make_generator
 from batches import Draws, InMemory, open_views
 from bookkeeping import artefacts, configs
@@ -150,8 +149,7 @@ def save(files, best, history, record, weights):
 
 
 def main(args):
-    if configs.method_of(args.model_version) == "v2":
-        return v2.pretrain(args, fast.engine(args.gpu, args.deterministic))
+    configs.refuse_v2(args)
     config = configs.read_pretraining(args)
     cfg, weights = config["train"], utils.loss_weights(config["train"])
     flags = {"precision": args.precision, "plain": args.plain}

@@ -108,10 +108,8 @@ def print_commands(grid):
     """The command lines of the whole grid, as a shell would run them one after another."""
     for job in grid.jobs():
         cells = grid.cells(job)
-        if not grid.is_baseline(job.variant):
-            print(grid.pretrain(job))
-            if not grid.is_v2(job.variant):
-                print(grid.embedding(job))
+        if not grid.labels_only(job.variant):
+            print(grid.pretrain(job), grid.embedding(job), sep="\n")
         for rate, seed in dict.fromkeys((cell.rate, cell.seed) for cell in cells):
             part = [cell for cell in cells if (cell.rate, cell.seed) == (rate, seed)]
             if grid.is_baseline(job.variant):

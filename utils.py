@@ -134,7 +134,8 @@ def counts_of(dataset, version):
 def load_set(dataset, version):
     """Open the windows of one set: data (N, T, 6), memory-mapped; labels (N, T, K) numbers; its config entry.
 
-    Raises UserError for whatever is missing or malformed: shapes, types, NaN, infinities, ids that don't fit.
+    A set whose entry says "gyroscope": false has NaN for the rotation rate of whole windows. Raises UserError for
+    whatever is missing or malformed: shapes, types, other NaN, infinities, ids that don't fit.
     """
     config = dataset_config(dataset, version)
     paths = [data_path(dataset, version, kind) for kind in ("data", "label")]
@@ -153,6 +154,9 @@ def load_set(dataset, version):
     most = np.finfo(np.float32).max
     for start in range(0, len(data), 4096):  # in pieces: a memory-mapped file may be larger than memory
         piece = data[start : start + 4096]
+        if config.get("gyroscope") is False:  # then, and only then, a whole window's rotation rate may be NaN
+            blind = np.isnan(piece[:, :, 3:]).all((1, 2))
+            piece = np.where(blind[:, None, None] & (np.arange(channels) >= 3), 0, piece)
         if not (piece.max() <= most and piece.min() >= -most):  # NaN is neither
             raise UserError(f"{paths[0]} holds NaN, infinity or numbers beyond float32; {hint}")
         if not np.isfinite(labels[start : start + 4096]).all():

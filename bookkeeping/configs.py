@@ -1,6 +1,6 @@
 """Configurations: which keys each file may hold, and reading one with every key checked; the data sets' entries.
 
-Version v2 has its own keys in config_v2.py. Nothing here imports torch.
+Version v2 has its own keys in v2/config.py. Nothing here imports torch.
 """
 
 import difflib
@@ -92,16 +92,20 @@ def find_config(path):
     raise UserError(f"{path} is missing: give the path of an existing file, or run from the project's folder")
 
 
-def inherited(entries, name, path):
-    """An entry of a configuration file; one with the key "like" is the entry it names with its own keys over it."""
-    entry = entries[name]
-    if not isinstance(entry, dict) or "like" not in entry:
-        return entry
-    like = entry["like"]
-    base = entries.get(like) if isinstance(like, str) else None
-    if not isinstance(base, dict) or "like" in base:
-        raise UserError(f"{path}, {name}: 'like' must name an entry that has no 'like' itself, not {like!r}")
-    return base | {key: value for key, value in entry.items() if key != "like"}
+def resolve(version):
+    """What -mv VERSION means: (version whose entries are read, {part: {key: value}} that differ from them).
+
+    Those of an ablation stand in config/ablations.json, over version v2's; any other version is itself.
+    """
+    path = "config/ablations.json"
+    entries = read_json(find_config(path), "a JSON configuration")
+    if not isinstance(entries, dict) or version not in entries:
+        return version, {}
+    changes = entries[version]
+    parts = ("encoder", "classifier", "physics")
+    if not isinstance(changes, dict) or not all(p in parts and isinstance(changes[p], dict) for p in changes):
+        raise UserError(f"{path}, {version}: must be an object of objects, each named one of {', '.join(parts)}")
+    return "v2", changes
 
 
 def read_config(path, keys, dead=(), entry=None):
@@ -111,12 +115,16 @@ def read_config(path, keys, dead=(), entry=None):
     Raises UserError that names the file, the key, and for an unknown key the nearest known one.
     """
     config = read_json(find_config(path), "a JSON configuration")
-    where = str(path)
-    if entry is not None:
-        if not isinstance(config, dict) or entry not in config:
-            there = ", ".join(config) if isinstance(config, dict) else "none"
-            raise UserError(f"{path} has no entry {entry!r} (there: {there}); add it, or choose another with -mv")
-        config, where = inherited(config, entry, path), f"{path}, {entry}"
+    if entry is None:
+        return check_keys(config, keys, str(path), dead)
+    if not isinstance(config, dict) or entry not in config:
+        there = ", ".join(config) if isinstance(config, dict) else "none"
+        raise UserError(f"{path} has no entry {entry!r} (there: {there}); add it, or choose another with -mv")
+    return check_keys(config[entry], keys, f"{path}, {entry}", dead)
+
+
+def check_keys(config, keys, where, dead=()):
+    """A configuration with every key checked and the defaults filled in, as read_config says; `where` names it."""
     if not isinstance(config, dict):
         raise UserError(f"{where} must be a JSON object of keys and values")
     ignored = [key for key in config if key in dead]
@@ -171,9 +179,16 @@ def read_pretraining(args):
 def method_of(version):
     """The code behind -mv VERSION: the key "method" of its entry in config/pretrain_model.json, "v1" without one."""
     path = "config/pretrain_model.json"
-    entries, name = read_json(find_config(path), "a JSON configuration"), f"base_{version}"
-    entry = inherited(entries, name, path) if isinstance(entries, dict) and name in entries else None
+    entries = read_json(find_config(path), "a JSON configuration")
+    entry = entries.get(f"base_{resolve(version)[0]}") if isinstance(entries, dict) else None
     return entry.get("method", "v1") if isinstance(entry, dict) else "v1"  # read_encoder_config says what is wrong
+
+
+def refuse_v2(args):
+    """Raise UserError for -mv v2 where a model is pretrained or its representation asked for: v2 has neither."""
+    if method_of(args.model_version) == "v2":
+        flags = f"-mv {args.model_version} -d {args.dataset}"
+        raise UserError(f"-mv {args.model_version} learns from labels alone; go on with: python classifier.py {flags}")
 
 
 def read_encoder_config(version):
@@ -216,9 +231,7 @@ def parse(parser, argv):
 def dataset_entries(path="dataset/data_config.json"):
     """All data sets' entries by NAME_VERSION."""
     entries = read_json(find_config(path), "the data sets' configuration")
-    if not isinstance(entries, dict):
-        raise UserError(f"{path} must be a JSON object of data sets' entries")
-    return entries
+    return entries if isinstance(entries, dict) else {}
 
 
 def dataset_config(dataset, version):
@@ -230,7 +243,9 @@ def dataset_config(dataset, version):
     for name in dataset.split("+"):
         key = f"{name}_{version}"
         if not isinstance(entries.get(key), dict):
-            raise UserError(f"{path} has no entry {key!r} (there: {', '.join(entries)}); check -d, -td and -dv")
+            raise UserError(
+                f"{path} has no entry {key!r} (there: {', '.join(entries) or 'none'}); check -d, -td and -dv"
+            )
         found.append(entries[key])
     return found[0] if len(found) == 1 else together(dict(zip(dataset.split("+"), found, strict=True)), version)
 
@@ -244,6 +259,7 @@ def together(entries, version):
             raise UserError(f"dataset/data_config.json: {key!r} differs between the sources: {there}; choose others")
     result = {key: first.get(key) for key in ("sr", "seq_len", "dimension")} | {"version": version}
     result |= {"simulated": True} if any(entry.get("simulated") for entry in entries.values()) else {}
+    result |= {"gyroscope": False} if any(entry.get("gyroscope") is False for entry in entries.values()) else {}
     shared = [column for column in label_columns(first) if all(column in label_columns(entry) for entry in others)]
     for index, column in enumerate(shared):
         names = {name: label_names(entry, label_columns(entry)[column])[1] for name, entry in entries.items()}
@@ -277,6 +293,12 @@ def label_names(config, index, where="dataset/data_config.json"):
     return name, [str(n) for n in names] if names else [f"{name} {i}" for i in range(size)]
 
 
+def check_gyroscope(data_cfg):
+    """Raise UserError for a data set without gyroscope, whose rotation rate is NaN."""
+    if data_cfg.get("gyroscope") is False:
+        raise UserError("'gyroscope' is false in the data set's entry, and only -mv v2 can do without; choose that one")
+
+
 def check_fits(model_cfg, data_cfg, mask_cfg=None):
     """Raise UserError unless the encoder's configuration fits the data set's (and the masks fit its windows)."""
     for key, of_data in (("feature_num", "dimension"), ("seq_len", "seq_len")):
@@ -285,5 +307,7 @@ def check_fits(model_cfg, data_cfg, mask_cfg=None):
                 f"config/pretrain_model.json: {key!r} is {model_cfg[key]}, but dataset/data_config.json's "
                 f"{of_data!r} is {data_cfg.get(of_data)}; choose another -mv or -dv"
             )
+    if model_cfg.get("method") != "v2":
+        check_gyroscope(data_cfg)
     if mask_cfg and round(mask_cfg["mask_ratio"] * model_cfg["seq_len"]) >= model_cfg["seq_len"]:
         raise UserError("config/mask.json: 'mask_ratio' leaves no step unmasked; lower it")

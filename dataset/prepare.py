@@ -16,11 +16,9 @@ import re
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, this folder is there instead
+
 from bookkeeping.commands import Parser, UserError, run, warn
-
-if __name__ == "__main__":  # the project's folder instead of this one, so that `dataset` and `utils` are found
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 
 BUILT_IN = ("uci", "motion", "shoaib", "hhar", "sim")
 

@@ -136,6 +136,7 @@ def stem_path(args, ending):
 def labelled_windows(dataset, version, label_index):
     """A data set's windows (N, T, C), one id per window (-1 where it changes within), the classes' names."""
     data, labels, entry = utils.load_windows(dataset, version)
+    configs.check_gyroscope(entry)
     column, names = configs.label_names(entry, label_index)
     ids = utils.window_labels(labels, label_index, names, utils.data_path(dataset, version, "label"))
     return torch.tensor(np.asarray(data, dtype=np.float32)), ids, (column, names)

@@ -147,7 +147,7 @@ class Grid:
         return self.all_variants[variant]["baseline"] is not None
 
     def is_v2(self, variant):
-        """Whether the variant's -mv is run by v2.py, which makes no copies and needs no embedding."""
+        """Whether the variant's -mv is run by v2/, which needs no pretrained model and no embedding."""
         return configs.method_of(self.all_variants[variant]["model_version"]) == "v2"
 
     def jobs(self):
@@ -160,15 +160,12 @@ class Grid:
         return dict.fromkeys(seed for seed, _ in self.variant_runs(variant))
 
     def labels_only(self, variant):
-        """Whether a variant learns nothing from windows without labels: a baseline, or v2 without pretraining."""
-        if not self.is_v2(variant):
-            return self.is_baseline(variant)
-        cfg = configs.read_encoder_config(self.all_variants[variant]["model_version"])
-        return cfg["masked_steps"] + cfg["joint_steps"] == 0
+        """Whether a variant learns nothing from windows without labels: a baseline, or version v2."""
+        return self.is_baseline(variant) or self.is_v2(variant)
 
     def variant_runs(self, variant):
-        """The runs of a variant; a baseline has a single seed, the classifier's."""
-        if self.is_baseline(variant):
+        """The runs of a variant; one that is not pretrained has a single seed, the classifier's."""
+        if self.labels_only(variant):
             return list(dict.fromkeys((seed, seed) for _, seed in self.runs))
         return self.runs
 
@@ -236,7 +233,8 @@ class Grid:
 
     def _stems(self, cell):
         stem = self.classifier_stem(cell)
-        return ["-s", stem] + (["-f", cell.job.stem] if stem != cell.job.stem else [])
+        pretrained = stem != cell.job.stem and not self.is_v2(cell.job.variant)
+        return ["-s", stem] + (["-f", cell.job.stem] if pretrained else [])
 
     def pretrain(self, job):
         augment = self.all_variants[job.variant]["augment"]
@@ -269,16 +267,15 @@ class Grid:
 
     def _pretrain_config(self, job):
         """What pretrain.py will record as its configuration, as far as its result depends on it."""
-        args, v2 = self.pretrain(job).args(), self.is_v2(job.variant)
-        return configs.read_pretraining(args) | ({"augment_method": "physics", "mask": None} if v2 else {})
+        return configs.read_pretraining(self.pretrain(job).args())
 
     def classifier_config(self, cell):
         """Likewise for classifier.py."""
-        args = self.classifier(cell).args()
+        args, v2 = self.classifier(cell).args(), self.is_v2(cell.job.variant)
         return {
             "label_index": self.label_index,
             "label_rate": cell.rate,
-            "augment_method": self.pretrain_config(cell.job)["augment_method"],
+            "augment_method": "physics" if v2 else self.pretrain_config(cell.job)["augment_method"],
             "train": configs.read_train_config(args),
             "model": configs.read_classifier_config(args.model_version),
             "classes": self.classes(cell.job.source),
@@ -289,7 +286,8 @@ class Grid:
         if self.is_baseline(cell.job.variant):
             trained_with = baselines.training(self.baseline(cell, [cell.target]).args())
         else:
-            trained_with = ledger.training(self.pretrain_config(cell.job), self.classifier_config(cell))
+            pretrained = None if self.is_v2(cell.job.variant) else self.pretrain_config(cell.job)
+            trained_with = ledger.training(pretrained, self.classifier_config(cell))
         return ledger.config_hash(trained_with, cell.job.source, cell.target, self.version)
 
     def weights(self, job):

@@ -106,16 +106,17 @@ def attempt(command):
 def train(grid, cell, restart):
     """Make the classifier of a cell and all that it needs, as far as it is not there already."""
     job, checkpoint, path = cell.job, grid.checkpoint(cell.job), grid.classifier_path(cell)
+    trained = current(path, grid.classifier_config(cell), grid.classifier_path(cell, "transformer_state.pt"))
+    if grid.is_v2(job.variant):
+        if not trained:
+            call(grid.classifier(cell), restart)
+        return
     state = grid.files(job).pretraining("state", grid.weights(job))
     pretrained = current(checkpoint, grid.pretrain_config(job), state)
-    state = grid.classifier_path(cell, "transformer_state.pt")
-    if pretrained and current(path, grid.classifier_config(cell), state):
+    if pretrained and trained:
         return
     if not pretrained:
         call(grid.pretrain(job), restart)
-    if grid.is_v2(job.variant):
-        call(grid.classifier(cell), restart)
-        return
     command = grid.embedding(job)
     embed_path, label_path = (grid.files(job).embedding(kind) for kind in ("embed", "label"))
     made_from = {"checkpoint": str(checkpoint)}

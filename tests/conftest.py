@@ -1,5 +1,6 @@
 """What all tests share: one thread, warnings of our own code as errors, golden files, a small project to run in."""
 
+import importlib
 import json
 import os
 import shutil
@@ -100,7 +101,7 @@ class Project:
 
     def run(self, script, *flags):
         """Run main(get_args(flags)) of a script in this process, on the CPU; the current folder must be the project."""
-        module = __import__(script)
+        module = importlib.import_module(script)
         quiet = ["--quiet"] if script in ("pretrain", "classifier") else []
         return module.main(module.get_args(["-g", "cpu", *quiet, *map(str, flags)]))
 

@@ -281,7 +281,7 @@ def test_baselines_have_the_same_columns(project, monkeypatch, capsys, name):
     monkeypatch.setattr(baselines, "TREES", 10)
     project.config("train", n_epochs=2)
     flags = ["-d", "a", "-td", "b", "-b", name, "-lr", 0.2, "-am", "none", "--abstain", 0.4, "--quiet"]
-    project.run("baselines", *flags)
+    project.run("experiments.baselines", *flags)
     (row,) = rows()
     assert list(row)[list(row).index("majority") + 1 :] == [*COLUMNS, "abstain", "coverage", "accuracy_kept"]
     npz = f"saved/baseline_{name}_a_20_120/model_b.npz"

@@ -1,4 +1,4 @@
-"""fast.py against the plain losses of models.py: the same losses and gradients, up to rounding."""
+"""The engines of fast/ against the plain one: the same losses and gradients, up to rounding, and which is chosen."""
 
 import pytest
 import torch
@@ -6,7 +6,9 @@ import torch
 import fast
 from augment import draw_masks, instance_norm
 from bookkeeping.commands import UserError
+from fast import exact
 from models import Contrastive, MaskedModel, draw_keep, losses
+from plain import Alone, Plain
 
 ENCODER = {
     "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True
@@ -15,6 +17,8 @@ ODD = {"feature_num": 5, "hidden": 21, "hidden_ff": 13, "n_layers": 1, "n_heads"
 MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}
 # In exact arithmetic the key's bias adds the same to all of a row's scores, so its gradient is 0; the fast path
 # leaves it without one, and the plain path's is rounding noise.
+CPU = Alone(torch.device("cpu"))
+PLAIN, EXACT = Plain(CPU), exact.Exact(CPU)
 NO_GRADIENT = "attn.proj_k.bias"
 
 
@@ -26,8 +30,8 @@ def filled(module, generator, dtype):
     return module.to(dtype)
 
 
-def run(step_losses, cfg, B, both, training, mask_cfg, dtype):
-    """(masked, contrastive, gradients, running statistics) of one batch, the same for every `step_losses`."""
+def run(engine, cfg, B, both, training, mask_cfg, dtype):
+    """(masked, contrastive, gradients, running statistics) of one batch, the same for every engine."""
     g = torch.Generator().manual_seed(7)
     model = filled(MaskedModel(cfg), g, dtype).train(training)
     head = filled(Contrastive(cfg["hidden"]), g, dtype).train(training)
@@ -36,7 +40,7 @@ def run(step_losses, cfg, B, both, training, mask_cfg, dtype):
     masks = draw_masks(2 * B, T, C, mask_cfg, g)
     masks = masks._replace(values=masks.values.to(dtype))
     keep = {n: f.to(dtype) for n, f in draw_keep(2 * B, 100, head.P_FF, g).items()} if training else None
-    masked, contrastive = step_losses(model, head, views, masks, keep, both)
+    masked, contrastive = losses(engine, model, head, views, masks, keep, both)
     (6 * masked + contrastive if both else masked).backward()
     modules = {"model": model, "head": head}
     gradients = {f"{m}.{n}": p.grad for m, module in modules.items() for n, p in module.named_parameters()}
@@ -44,11 +48,11 @@ def run(step_losses, cfg, B, both, training, mask_cfg, dtype):
     return masked.detach(), contrastive.detach(), gradients, running
 
 
-def assert_same(cfg, B, both, training, mask_cfg=MASK, dtype=torch.float32, step_losses=fast.losses):
+def assert_same(cfg, B, both, training, mask_cfg=MASK, dtype=torch.float32):
     """The fast losses and all their gradients equal the plain ones."""
     args = (cfg, B, both, training, mask_cfg, dtype)
-    masked, contrastive, gradients, running = run(step_losses, *args)
-    plain_masked, plain_contrastive, plain_gradients, plain_running = run(losses, *args)
+    masked, contrastive, gradients, running = run(EXACT, *args)
+    plain_masked, plain_contrastive, plain_gradients, plain_running = run(PLAIN, *args)
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
     torch.testing.assert_close(masked, plain_masked, rtol=tolerance, atol=0)
     torch.testing.assert_close(contrastive, plain_contrastive, rtol=tolerance, atol=0)
@@ -91,9 +95,9 @@ def test_the_representation_of_all_steps_is_the_encoders():
     model = filled(MaskedModel(ODD), g, torch.float64)
     x = torch.randn(4, 37, 5, generator=g, dtype=torch.float64)
     h = model.transformer(x)
-    torch.testing.assert_close(fast.all_steps(model.transformer, x), h, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(exact.all_steps(model.transformer, x), h, rtol=1e-10, atol=1e-10)
     positions = torch.tensor([[0, 3, 36]] * 4)
-    torch.testing.assert_close(fast.chosen_steps(model.transformer, x, positions), h[:, [0, 3, 36]])
+    torch.testing.assert_close(exact.chosen_steps(model.transformer, x, positions), h[:, [0, 3, 36]])
 
 
 def test_a_channel_that_is_zero_everywhere_makes_no_nan():
@@ -101,45 +105,44 @@ def test_a_channel_that_is_zero_everywhere_makes_no_nan():
     g = torch.Generator().manual_seed(0)
     embedding = filled(MaskedModel(ENCODER), g, torch.float64).transformer.embed
     x = torch.zeros(2, 120, 6, dtype=torch.float64)
-    torch.testing.assert_close(fast.embed(embedding, x), embedding(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(exact.embed(embedding, x), embedding(x), rtol=1e-10, atol=1e-10)
 
 
-def test_other_encoders_take_the_plain_path_and_say_so(capsys):
-    cpu = torch.device("cpu")
-    assert fast.losses_for(ENCODER, cpu, "fp32") is fast.losses
-    assert capsys.readouterr().out == ""
-    for change in ({"n_layers": 2}, {"emb_norm": False}):
-        assert fast.losses_for(ENCODER | change, cpu, "fp32") is losses
-        assert "plain path" in capsys.readouterr().out
-        assert fast.default_precision(ENCODER | change, torch.device("cuda")) == "fp32"
-    assert fast.losses_for(ENCODER, cpu, "fp32", plain=True) is losses
-    assert capsys.readouterr().out == ""
-    assert [fast.default_precision(ENCODER, torch.device(kind)) for kind in ("cpu", "cuda")] == ["fp32", "bf16"]
+OTHERS = [ENCODER | {"n_layers": 2}, ENCODER | {"emb_norm": False}]
 
 
-@pytest.mark.parametrize("cfg, plain", [(ENCODER, True), (ENCODER | {"n_layers": 2}, False)])
+def test_which_engine_is_chosen():
+    engine = fast.engine("cpu", encoder=ENCODER, training=True, on_gpu="bf16")
+    assert (engine.name, engine.precision, engine.note) == ("exact", "fp32", "")
+    engine = fast.engine("cpu", encoder=ENCODER, plain=True)
+    assert (engine.name, engine.precision, engine.note) == ("plain", "fp32", "")
+    for cfg in OTHERS:
+        engine = fast.engine("cpu", encoder=cfg)
+        assert engine.name == "plain" and "plain path: the shortcuts need" in engine.note
+        encoder = MaskedModel(cfg).transformer
+        assert EXACT.encoder(encoder) is encoder
+
+
+@pytest.mark.parametrize("cfg, plain", [(ENCODER, True), (OTHERS[0], False)])
 def test_the_plain_path_refuses_bfloat16(monkeypatch, cfg, plain):
     monkeypatch.setattr(fast, "has_amx", lambda: True)
     with pytest.raises(UserError, match="--precision bf16 is for the fast path.*leave it out"):
-        fast.losses_for(cfg, torch.device("cpu"), "bf16", plain)
+        fast.engine("cpu", encoder=cfg, precision="bf16", plain=plain)
 
 
-def test_a_triton_that_cannot_build_leaves_the_slower_path(capsys):
-    """Here there is none, or no GPU: either way gpu.py does not work."""
+def test_a_triton_that_cannot_build_leaves_the_slower_path():
+    """Here there is none, or no GPU: either way fast/gpu.py does not work."""
     if torch.cuda.is_available():
         pytest.skip("a GPU is here, where it may")
-    assert fast.fused_losses() is fast.losses
-    assert "slower path" in capsys.readouterr().out
-    transformer = MaskedModel(ENCODER).transformer
-    assert fast.encoder_for(transformer, torch.device("cuda")) is transformer
+    engine = fast.on_a_gpu(CPU, "fp32", ENCODER, True)
+    assert engine.name == "exact" and "slower path: Triton" in engine.note
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
 def test_bfloat16_is_close_and_leaves_float32_gradients(both):
-    masked, contrastive, gradients, _ = run(
-        lambda *args: fast.losses(*args, dtype=torch.bfloat16), ENCODER, 16, both, True, MASK, torch.float32
-    )
-    plain_masked, plain_contrastive, plain, _ = run(losses, ENCODER, 16, both, True, MASK, torch.float32)
+    half = exact.Exact(CPU, "bf16")
+    masked, contrastive, gradients, _ = run(half, ENCODER, 16, both, True, MASK, torch.float32)
+    plain_masked, plain_contrastive, plain, _ = run(PLAIN, ENCODER, 16, both, True, MASK, torch.float32)
     assert masked.dtype == contrastive.dtype == torch.float32
     torch.testing.assert_close(masked, plain_masked, rtol=0.05, atol=0)
     torch.testing.assert_close(contrastive, plain_contrastive, rtol=0.1, atol=0)
@@ -148,19 +151,13 @@ def test_bfloat16_is_close_and_leaves_float32_gradients(both):
     assert all(gradient.dtype == torch.float32 for gradient in gradients.values() if gradient is not None)
 
 
-def test_other_encoders_encode_plainly():
-    for change in ({"n_layers": 2}, {"emb_norm": False}):
-        encoder = MaskedModel(ENCODER | change).transformer
-        assert fast.encoder_for(encoder, torch.device("cpu")) is encoder
-
-
 @pytest.mark.skipif(not fast.has_amx(), reason="needs a CPU with AMX")
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
 def test_bfloat16_on_a_cpu_with_tiles_is_close_and_leaves_float32_gradients(both):
     """The losses to 1 %, each parameter's gradient to 5 % of its size."""
-    step = fast.losses_for(ENCODER, torch.device("cpu"), "bf16")
-    masked, contrastive, gradients, _ = run(step, ENCODER, 32, both, True, MASK, torch.float32)
-    plain_masked, plain_contrastive, plain, _ = run(losses, ENCODER, 32, both, True, MASK, torch.float32)
+    half = fast.engine("cpu", encoder=ENCODER, precision="bf16")
+    masked, contrastive, gradients, _ = run(half, ENCODER, 32, both, True, MASK, torch.float32)
+    plain_masked, plain_contrastive, plain, _ = run(PLAIN, ENCODER, 32, both, True, MASK, torch.float32)
     assert masked.dtype == contrastive.dtype == torch.float32
     torch.testing.assert_close(masked, plain_masked, rtol=0.01, atol=0)
     torch.testing.assert_close(contrastive, plain_contrastive, rtol=0.01, atol=0)
@@ -173,10 +170,9 @@ def test_bfloat16_on_a_cpu_with_tiles_is_close_and_leaves_float32_gradients(both
 
 
 def test_bfloat16_is_refused_where_the_cpu_has_no_tiles(monkeypatch):
-    device = torch.device("cpu")
-    assert fast.settle_precision("fp32", device) is fast.settle_precision(None, device) is None
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert fast.settle_precision("bf16", device) is torch.bfloat16
+    assert fast.engine("cpu", encoder=ENCODER, precision="bf16").dtype is torch.bfloat16
+    assert fast.engine("cpu", encoder=ENCODER).dtype is None
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # an older PyTorch
     with pytest.raises(UserError, match="AMX"):
-        fast.losses_for(ENCODER, torch.device("cpu"), "bf16")
+        fast.engine("cpu", encoder=ENCODER, precision="bf16")

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import fast
-import fast_classifier
-from fast_classifier import Dropout, logits
+from fast import classifier as fast_classifier
+from fast.classifier import Dropout, logits
 from models import Classifier
 
 CONFIG = {

@@ -34,7 +34,7 @@ def test_the_labelled_windows_are_those_of_the_classifier(project, monkeypatch, 
     seen = {}
 
     def spy(name):
-        def train_epoch(model, optimizer, x, y, *_):
+        def train_epoch(engine, model, optimizer, x, y, *_):
             seen[name] = (x, y)
             return torch.tensor(1.0)
 
@@ -43,7 +43,7 @@ def test_the_labelled_windows_are_those_of_the_classifier(project, monkeypatch, 
     monkeypatch.setattr(classifier, "train_epoch", spy("classifier"))
     monkeypatch.setattr(baselines, "train_epoch", spy("baseline"))
     project.stages("--seed", 5)
-    project.run("baselines", "-d", "a", "-td", "b", "-lr", 0.5, "--seed", 5)
+    project.run("experiments.baselines", "-d", "a", "-td", "b", "-lr", 0.5, "--seed", 5)
     embedding = np.load("embed/embed_a_20_120.npy")
     rows = [int((embedding == h.numpy()).all((1, 2)).argmax()) for h in seen["classifier"][0]]
     windows = augment.augment_copies(torch.from_numpy(make_windows(32, seed=1)[0]), "channel_aug", 5)
@@ -53,8 +53,8 @@ def test_the_labelled_windows_are_those_of_the_classifier(project, monkeypatch, 
 @pytest.mark.parametrize("name", baselines.MODELS)
 def test_a_baseline_repeats_itself(project, name):
     flags = ["-d", "a", "--targets", "b", "a", "-b", name, "-lr", 0.5, "--quiet"]
-    first, files = project.run("baselines", *flags), project.files()
-    second = project.run("baselines", *flags)
+    first, files = project.run("experiments.baselines", *flags), project.files()
+    second = project.run("experiments.baselines", *flags)
     assert first == second and set(first) == {"a", "b"}
     again = project.files()
     for path in files:
@@ -66,14 +66,14 @@ def test_a_baseline_repeats_itself(project, name):
 def test_the_cnn_learns(project):
     project.dataset("a", 160, seed=1), project.dataset("b", 80, seed=2)
     project.config("train", n_epochs=10)
-    result = project.run("baselines", "-d", "a", "-td", "b", "-b", "cnn", "-lr", 1, "-am", "none")
+    result = project.run("experiments.baselines", "-d", "a", "-td", "b", "-b", "cnn", "-lr", 1, "-am", "none")
     assert result["b"]["accuracy"] > 0.9
 
 
 def test_mistakes(project):
     project.dataset("c", 12, activity_label=["sit", "walk", "run", "fly"])
     with pytest.raises(UserError, match="same classes"):
-        project.run("baselines", "-d", "a", "-td", "c", "-b", "forest")
+        project.run("experiments.baselines", "-d", "a", "-td", "c", "-b", "forest")
     project.dataset("d", 4)
     with pytest.raises(UserError, match="too few"):
-        project.run("baselines", "-d", "d", "-td", "b")
+        project.run("experiments.baselines", "-d", "d", "-td", "b")

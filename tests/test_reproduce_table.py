@@ -35,8 +35,8 @@ def made(project):
             if job.variant != "copy":  # as rows of an older version
                 assessed = metrics.assess(logits, y, cell.seed - 3430.0)
                 confidence = ledger.confidence_columns(assessed, {"ece": 0.25, "ece_uncalibrated": 0.5})
-            ledger.save_test(npz, job.source, cell.target, "20_120", settings, found, (np.arange(12), y, logits),
-                             confidence)  # fmt: skip
+            pair = (job.source, cell.target, "20_120")
+            ledger.save_test(npz, pair, settings, found, (np.arange(12), y, logits), confidence)
     return result
 
 

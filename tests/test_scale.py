@@ -11,13 +11,15 @@ import batches
 import embedding
 import pretrain
 from augment import Copies, augment_copies, make_generator
-from batches import FromFile, InMemory, Streamed, draw_epoch, open_views
+from batches import FromFile, InMemory, Streamed, draw_epoch, open_views, share_of
 from bookkeeping import resume
 from models import Contrastive
+from plain import Alone, Plain
 
 PRETRAIN_A = ("pretrain", "-d", "a")
 MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.5}
 CPU = torch.device("cpu")
+ENGINE = Plain(Alone(CPU))
 
 
 def result(project):
@@ -65,7 +67,7 @@ def test_a_run_may_go_on_streamed_where_it_stopped_in_memory(project, monkeypatc
 def test_sections_of_an_epoch_are_whole_steps_and_visit_every_row_once(monkeypatch):
     monkeypatch.setattr(batches, "SECTION", 48)
     head = Contrastive(8)
-    sections = list(draw_epoch(50, 8, 6, (120, 6), MASK, head, make_generator("cpu", 1)))
+    sections = list(draw_epoch([50], 8, 6, (120, 6), MASK, head, make_generator("cpu", 1)))
     assert [len(draw.order) for draw in sections] == [3, 3]
     order = torch.cat([draw.order for draw in sections])
     assert order.shape == (6, 8) and len(order.unique()) == 48
@@ -80,7 +82,8 @@ def test_the_shares_of_processes_are_parts_of_the_same_draw(monkeypatch, SECTION
     head = Contrastive(8)
 
     def drawn(mine):
-        return list(draw_epoch(50, 8, 6, (120, 6), MASK, head, make_generator("cpu", 1), mine))
+        draws = draw_epoch([50], 8, 6, (120, 6), MASK, head, make_generator("cpu", 1))
+        return [share_of(draw, mine) for draw in draws]
 
     for whole, left, right in zip(drawn(slice(None)), drawn(slice(0, 4)), drawn(slice(4, 8)), strict=True):
         assert torch.equal(torch.cat([left.order, right.order], dim=1), whole.order)
@@ -104,7 +107,7 @@ def test_the_limit_decides_where_the_views_live(capsys):
     needed = 4 * 720 * (20 + 2 * 60)
     parts = [np.arange(40), np.arange(40, 60)]
     for limit, kind in ((needed / 1e9, InMemory), ((needed - 1) / 1e9, Streamed), (None, InMemory)):
-        made = open_views(data, parts, "channel_aug", 1, CPU, limit)
+        made = open_views(ENGINE, data, parts, "channel_aug", 1, limit)
         assert [type(views) for views in made] == [kind, kind] and list(map(len, made)) == [40, 20]
     assert capsys.readouterr().out.count("batch by batch") == 1
     assert 0 < batches.free_memory(CPU) < 1e13
@@ -114,7 +117,7 @@ def test_the_limit_decides_where_the_views_live(capsys):
 def test_streamed_views_are_those_in_memory(method):
     data = make_windows(20)[0]
     parts = [np.random.RandomState(0).permutation(20 * (1 if method == "none" else 6))]
-    (whole,), (streamed,) = (open_views(data, parts, method, 1, CPU, limit) for limit in (1, 0))
+    (whole,), (streamed,) = (open_views(ENGINE, data, parts, method, 1, limit) for limit in (1, 0))
     n = len(whole)
     order = torch.randperm(n)[: n // 5 * 5].view(-1, 5)
     for epoch in (None, 3):
@@ -182,7 +185,7 @@ def test_embedding_never_holds_more_than_a_batch_of_copies(trained, monkeypatch)
     sizes = []
     original = Copies.__getitem__
     monkeypatch.setattr(Copies, "__getitem__", lambda self, rows: sizes.append(1) or original(self, rows))
-    monkeypatch.setattr(embedding, "encode", lambda model, windows, encode=embedding.encode: encode(model, windows, 10))
+    monkeypatch.setattr(embedding, "encode", lambda *args, encode=embedding.encode: encode(*args, 10))
     trained.run("embedding", "-d", "a")
     assert len(sizes) == -(-6 * 32 // 10)
     assert np.array_equal(np.load("embed/label_a_20_120.npy"), np.tile(make_windows(32, seed=1)[1], (6, 1, 1)))

@@ -1,6 +1,6 @@
-"""Model version v2, behind the four scripts' -mv v2. The door: what the scripts call of it."""
+"""Model version v2, behind the scripts' -mv v2. The door: what the scripts call of it."""
 
 from v2.config import read_classifier, read_encoder
-from v2.stages import embed, load_classifier, load_judge, pretrain, train
+from v2.stages import load_classifier, load_judge, train
 
-__all__ = ["embed", "load_classifier", "load_judge", "pretrain", "read_classifier", "read_encoder", "train"]
+__all__ = ["load_classifier", "load_judge", "read_classifier", "read_encoder", "train"]

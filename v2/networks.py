@@ -1,110 +1,79 @@
-"""Version v2's networks: a small convolutional encoder on invariant channels, in several members side by side.
+"""Version v2's network: convolutions over time and over the spectrum, in several members side by side.
 
-Axes: B windows, E members, C channels, T steps, D features of a member, K classes. The members are independent
-networks that start from other weights and see other draws of the augmentation; one grouped convolution computes all of
-them. What they agree on carries over better than what one of them has found: their probabilities are averaged.
+Axes: B windows, E members, C channels, T steps, F frequencies, D features of a member, K classes. The members are
+independent networks that start from other weights and see other windows; one grouped convolution computes all of them.
+What they agree on carries over better than what one of them has found: their probabilities are averaged.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from v2.invariants import fourier
 
-class Encoder(nn.Module):
-    """Three convolutions with BatchNorm and ReLU, pooling after the first two: (B, E, C, T) -> (B, E, D, T / 4)."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.members, self.channels = cfg["members"], len(cfg["channels"])
-        sizes, kernel = [self.channels, *cfg["widths"]], cfg["kernel"]
-        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for inside, out in zip(sizes[:-1], sizes[1:], strict=True):
-            E = self.members
-            self.convs.append(nn.Conv1d(E * inside, E * out, kernel, padding=kernel // 2, groups=E))
-            nn.init.kaiming_normal_(self.convs[-1].weight, nonlinearity="relu")
-            self.norms.append(nn.BatchNorm1d(E * out))
-
-    def forward(self, x):
-        h = x.flatten(1, 2)
-        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            h = F.relu(norm(conv(h)))
-            if number < len(self.convs) - 1:
-                h = F.max_pool1d(h, 2)
-        return h.unflatten(1, (self.members, -1))
+FREQUENCIES, POINTS = 32, 128  # the first 32 frequencies of a 128-point transform: to 4.8 Hz at 20 Hz
+SPECTRAL = (32, 64)  # features of the convolution over frequencies, and of the spectrum as a whole
 
 
-class PerMember(nn.Module):
-    """A convolution over steps for each member: (B, E, D, T) -> (B, E, out, T); kernel 1 is a Linear per step."""
+def grouped(members, inside, out, kernel=1):
+    """A convolution for each member, (B, E * inside, T) -> (B, E * out, T); kernel 1 is a Linear per step."""
+    return nn.Conv1d(members * inside, members * out, kernel, padding=kernel // 2, groups=members)
 
-    def __init__(self, members, inside, out, kernel=1):
-        super().__init__()
-        self.members = members
-        self.conv = nn.Conv1d(members * inside, members * out, kernel, padding=kernel // 2, groups=members)
 
-    def forward(self, h):
-        return self.conv(h.flatten(1, 2)).unflatten(1, (self.members, -1))
+@functools.cache
+def spectrum_table(T, device):
+    """What turns T steps into their spectrum: (T, F) cosines and sines under a Hann window, sums of which are 40.
+
+    A product with them is the transform, in operations that every runtime has. The window's sum is fixed, so that a
+    wave has the same size in a long window as in a short one.
+    """
+    cosine, sine = fourier(T, torch.arange(FREQUENCIES, device=device) / POINTS)
+    return 40 * cosine, 40 * sine
 
 
 class Network(nn.Module):
-    """Encoder and classifier: mean over steps, dropout, Linear; logits (B, E, K) of channels (B, E, C, T)."""
+    """Logits (B, E, K) of channels (B, C, T), or of each member's own channels (B, E, C, T).
 
-    def __init__(self, cfg, classifier_cfg, classes):
+    In time: convolutions with BatchNorm and ReLU, pooling between them, the mean over steps. Beside it the amplitude
+    spectrum, which says what the tempo and the harmonics of a step are whatever their phase: a convolution over
+    frequencies and a Linear. Dropout and a Linear see both.
+    """
+
+    def __init__(self, cfg, classes):
         super().__init__()
-        self.encoder = Encoder(cfg)
-        self.dropout = nn.Dropout(classifier_cfg["dropout"])
-        self.head = PerMember(cfg["members"], cfg["widths"][-1], classes)
+        E = self.members = cfg["members"]
+        sizes, (narrow, wide) = [len(cfg["channels"]), *cfg["widths"]], SPECTRAL
+        self.convs = nn.ModuleList(grouped(E, *pair, cfg["kernel"]) for pair in zip(sizes, sizes[1:], strict=False))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(E * out) for out in sizes[1:])
+        for conv in self.convs:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+        self.over_frequencies = grouped(E, sizes[0], narrow, 3) if cfg["spectrum"] else None
+        self.spectral = grouped(E, narrow * FREQUENCIES // 2, wide) if cfg["spectrum"] else None
+        self.dropout = nn.Dropout(cfg["dropout"])
+        self.head = grouped(E, sizes[-1] + wide * cfg["spectrum"], classes)
+
+    def encode(self, x):
+        """Features (B, E * D, T / 4) of channels (B, E * C, T)."""
+        for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = F.relu(norm(conv(F.max_pool1d(x, 2) if number else x)))
+        return x
+
+    def spectrum(self, x):
+        """Features (B, E, 64) of the amplitude spectrum of channels (B, E * C, T)."""
+        cosine, sine = spectrum_table(x.shape[-1], x.device)
+        x = x - x.mean(-1, keepdim=True)
+        size = ((x @ cosine).square() + (x @ sine).square() + 1e-12).sqrt()
+        h = F.max_pool1d(F.relu(self.over_frequencies(torch.log1p(size))), 2)
+        h = h.unflatten(1, (self.members, -1)).flatten(2).flatten(1)[..., None]  # (B, E * 32 * F / 2, 1)
+        return F.relu(self.spectral(h)).unflatten(1, (self.members, -1))[..., 0]
 
     def forward(self, x):
-        return self.head(self.dropout(self.encoder(x).mean(3, keepdim=True)))[..., 0]
-
-
-class Masked(nn.Module):
-    """Encoder and decoder: the channels (B, E, C, T) reconstructed from windows some of whose steps are hidden."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.encoder = Encoder(cfg)
-        E, D, C = cfg["members"], cfg["widths"][-1], len(cfg["channels"])
-        self.inner, self.outer = PerMember(E, D, 64, 3), PerMember(E, 64, C, 5)
-
-    def forward(self, x):
-        """(reconstruction (B, E, C, T), features (B, E, D, T / 4))"""
-        h = self.encoder(x)
-        inner = F.relu(self.inner(h)).flatten(1, 2)
-        inner = F.interpolate(inner, x.shape[-1], mode="linear").unflatten(1, (x.shape[1], -1))
-        return self.outer(inner), h
-
-
-class Projection(nn.Module):
-    """The contrastive head: features (B, E, D, T / 4) -> unit vectors (E, B, 32)."""
-
-    def __init__(self, cfg):
-        super().__init__()
-        self.first = PerMember(cfg["members"], cfg["widths"][-1], 64)
-        self.second = PerMember(cfg["members"], 64, 32)
-
-    def forward(self, h):
-        z = self.second(F.relu(self.first(h.mean(3, keepdim=True))))[..., 0]
-        return F.normalize(z, dim=2).transpose(0, 1)
-
-
-def nt_xent(z1, z2, temperature=0.2):
-    """NT-Xent of two views' projections (E, B, P), the mean over windows for each member: (E,)."""
-    E, B, _ = z1.shape
-    z = torch.cat([z1, z2], 1)
-    similarity = z @ z.transpose(1, 2) / temperature
-    similarity = similarity.masked_fill(torch.eye(2 * B, dtype=torch.bool, device=z.device), -1e9)
-    partner = torch.arange(2 * B, device=z.device).roll(B).repeat(E)
-    return F.cross_entropy(similarity.flatten(0, 1), partner, reduction="none").view(E, -1).mean(1)
-
-
-def hidden_steps(x, generator, spans=3, shortest=3, longest=11):
-    """Which steps masked modelling hides in channels x (B, E, C, T): (B, E, 1, T) bool, a few spans of all channels."""
-    B, E, _, T = x.shape
-    step = torch.arange(T, device=x.device)
-    hidden = torch.zeros(B, E, 1, T, dtype=torch.bool, device=x.device)
-    for _ in range(spans):
-        start = torch.randint(T, (B, E, 1, 1), generator=generator, device=x.device)
-        length = torch.randint(shortest, longest + 1, (B, E, 1, 1), generator=generator, device=x.device)
-        hidden |= (step >= start) & (step < start + length)
-    return hidden
+        if x.ndim == 3:
+            x = x[:, None].expand(-1, self.members, -1, -1)
+        x = x.flatten(1, 2)
+        h = self.encode(x).mean(-1).unflatten(1, (self.members, -1))
+        if self.spectral:
+            h = torch.cat([h, self.spectrum(x)], 2)
+        return self.head(self.dropout(h).flatten(1)[..., None]).unflatten(1, (self.members, -1))[..., 0]
