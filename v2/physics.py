@@ -118,5 +118,5 @@ def replay(x, tempo):
     """The middle of x (N, T, 6) as if the person moved at another tempo, as many steps as fit; at tempo 1 all of it."""
     T = x.shape[1]
     steps = int(T / max(tempo, 1 / tempo))
-    start = x.new_full((len(x), 1), (T - 1 - (steps - 1) * tempo) / 2)
-    return retime(x, steps, start.new_full(start.shape, tempo), start) if tempo != 1 else x
+    start = torch.full_like(x[:, :1, 0], (T - 1 - (steps - 1) * tempo) / 2)  # not len(x), which an export would fix
+    return retime(x, steps, torch.full_like(start, tempo), start) if tempo != 1 else x

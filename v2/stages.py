@@ -82,9 +82,14 @@ class Judge(nn.Module):
         self.network, self.tempos, self.channels = network, cfg["tempos"], cfg["channels"]
 
     def forward(self, windows):
-        x = windows.nan_to_num()
-        views = [represent(replay(x, tempo), self.channels) for tempo in self.tempos]
-        return (sum(self.network(view).softmax(2).mean(1) for view in views) / len(views)).clamp(min=1e-9).log()
+        x, total, of_length = windows.nan_to_num(), 0, {}
+        for tempo in self.tempos:
+            view = replay(x, tempo)
+            of_length.setdefault(view.shape[1], []).append(view)
+        for views in of_length.values():  # views of one length go through the network together
+            p = self.network(represent(torch.cat(views), self.channels)).softmax(2).mean(1)
+            total = total + p.unflatten(0, (len(views), -1)).sum(0)
+        return (total / len(self.tempos)).clamp(min=1e-9).log()
 
 
 @torch.no_grad()
