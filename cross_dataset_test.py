@@ -26,6 +26,7 @@ from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, add_abstai
 def get_args(argv=None):
     parser = make_parser(__doc__, train_cfg="config/train.json")
     add_abstain(parser)
+    parser.add_argument("--no_gyroscope", action="store_true", help="take the target's gyroscope away (-mv v2)")
     return configs.parse(parser, argv)
 
 
@@ -95,7 +96,8 @@ def hash_of(args, files, row, names, record, checkpoint):
     if not record:
         more.append(artefacts.fingerprint(files.classifier()))
     trained_with = ledger.training(pretrained and pretrained["config"], classifier, more)
-    return ledger.config_hash(trained_with, args.dataset, args.target_dataset, args.dataset_version)
+    gyroscope = not args.no_gyroscope
+    return ledger.config_hash(trained_with, args.dataset, args.target_dataset, args.dataset_version, gyroscope)
 
 
 def load_source(args, engine, files, cfgs, names):
@@ -120,6 +122,8 @@ def load_source(args, engine, files, cfgs, names):
 def main(args):
     cfgs = configs.read_encoder_config(args.model_version), configs.read_classifier_config(args.model_version)
     is_v1 = configs.method_of(args.model_version) == "v1"
+    if is_v1 and args.no_gyroscope:
+        raise UserError(f"--no_gyroscope: -mv {args.model_version} needs one; take -mv v2")
     engine = fast.engine(args.gpu, args.deterministic, encoder=cfgs[0] if is_v1 else None)
     source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
     column, names = configs.label_names(source_cfg, args.label_index)
@@ -128,16 +132,21 @@ def main(args):
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     logits_of, temperature, row, record, checkpoint = load_source(args, engine, files, cfgs, names)
 
-    logits = logits_of(torch.tensor(np.asarray(data[rows], dtype=np.float32))).numpy()
+    windows = torch.tensor(np.asarray(data[rows], dtype=np.float32))
+    if args.no_gyroscope:
+        windows[:, :, 3:] = torch.nan
+    logits = logits_of(windows).numpy()
     result = metrics.scores(ids, logits.argmax(1), len(names))
     target = args.target_dataset + (" (simulated)" if target_cfg.get("simulated") else "")
+    target += " without gyroscope" if args.no_gyroscope else ""
     confidence = metrics.assess(logits, ids, temperature, args.abstain)
     print(metrics.report(f"{args.dataset} -> {target}", result, names), metrics.confidence_report(confidence), sep="\n")
 
+    row |= {"gyroscope": "no"} if args.no_gyroscope else {}
     row["config_hash"] = hash_of(args, files, row, names, record, checkpoint)
     source = record and record.get("source_test")
     ledger.save_test(
-        files.classifier(f"transformer_{args.target_dataset}.npz"),
+        files.classifier(f"transformer_{args.target_dataset}{'_acc' if args.no_gyroscope else ''}.npz"),
         (args.dataset, args.target_dataset, args.dataset_version),
         row | ledger.source_scores(source),
         result,

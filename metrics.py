@@ -163,9 +163,12 @@ def abstention(logits, labels, temperature, threshold):
     mask = kept(probabilities(values, temperature), threshold)
     found = scores(labels[mask], values[mask].argmax(1), values.shape[1]) if mask.any() else {}
     return {
-        "abstain": threshold, "windows_kept": int(mask.sum()), "coverage": float(mask.mean()),
-        "accuracy_kept": found.get("accuracy"), "f1_macro_kept": found.get("f1_macro"),
-    }  # fmt: skip
+        "abstain": threshold,
+        "windows_kept": int(mask.sum()),
+        "coverage": float(mask.mean()),
+        "accuracy_kept": found.get("accuracy"),
+        "f1_macro_kept": found.get("f1_macro"),
+    }
 
 
 def assess(logits, labels, temperature, threshold=None):

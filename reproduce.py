@@ -3,6 +3,7 @@
     python reproduce.py                         all ordered pairs of the data sets that are prepared, 3 seeds
     python reproduce.py --variants all          and every ablation and baseline of config/variants.json
     python reproduce.py --variants all_v2       likewise of version v2
+    python reproduce.py --leave_one_out         each prepared set the target of all others: v1, v2, forest, CNN
     python reproduce.py --table                 the tables of what is in saved/results.csv, nothing is run
     python reproduce.py --figures               likewise the figures
 
@@ -22,7 +23,7 @@ import torch
 
 import utils
 from bookkeeping import configs, ledger
-from bookkeeping.commands import Parser, UserError, a_device, a_name, a_number, run
+from bookkeeping.commands import Parser, UserError, a_device, a_name, a_number, a_source, run
 from experiments import figures, jobs, table
 from experiments.grid import RATE, Grid, prepared, read_variants
 
@@ -39,7 +40,7 @@ def get_args(argv=None):
     add = parser.add_argument
     whole = a_number(int, lambda n: n > 0, "a whole number from 1")
     rate = a_number(float, lambda x: 0 < x <= 1, "a share above 0 and up to 1")
-    add("--sources", nargs="+", type=a_name, help="source data sets (default: those prepared)")
+    add("--sources", nargs="+", type=a_source, help="source data sets, several at once as uci,motion (default: all)")
     add("--targets", nargs="+", type=a_name, help="target data sets (default: those prepared)")
     add("--variants", nargs="+", type=a_name, help="of config/variants.json, or all, or all_v2 (default full)")
     add("--seeds", type=whole, help="how many seeds, each for pretraining and classifier (default 3)")
@@ -54,6 +55,8 @@ def get_args(argv=None):
     add("-g", "--gpus", nargs="+", type=a_device, help="GPUs to use, or cpu (default: all GPUs, else the CPU)")
     jobs = a_number(int, lambda n: n >= 0, "a whole number")
     add("--jobs", type=jobs, default=1, help="jobs side by side on each GPU, or on the CPU; 0: in this process")
+    add("--leave_one_out", action="store_true", help="each set of --targets the target of all the others")
+    add("--no_gyroscope", action="store_true", help="test v2 on every target without its gyroscope, too")
     add("--table", action="store_true", help="only the tables of the rows that are there")
     add("--figures", action="store_true", help="only the figures of what is there")
     add("--no_figures", action="store_true", help="run and print the tables without drawing figures")
@@ -74,11 +77,16 @@ def make_grid(args):
     """
     here = prepared(args.dataset_version)
     sources, targets = args.sources or here, args.targets or here
-    for name in dict.fromkeys([*sources, *targets]):
+    if args.leave_one_out:
+        if args.sources:
+            raise UserError("--leave_one_out makes its sources itself; leave --sources out, or name sets by --targets")
+        sources = ["+".join(other for other in targets if other != target) for target in targets]
+    sources = [configs.in_order(source, args.dataset_version) for source in sources]
+    for name in dict.fromkeys([*(name for source in sources for name in utils.sets_of(source)), *targets]):
         configs.dataset_config(name, args.dataset_version)
         if not utils.data_path(name, args.dataset_version).is_file():
             raise UserError(f"dataset/{name}: no windows here; make them with: python dataset/prepare.py -d {name}")
-    if not any(s != t for s in sources for t in targets):
+    if not any(t not in utils.sets_of(s) for s in sources for t in targets):
         make = "make them with python dataset/prepare.py, or see --sources and --targets"
         raise UserError(f"no pair of data sets: prepared here are {', '.join(here) or 'none'}; {make}")
     rows = ledger.read_rows().values() if args.table or args.figures else []
@@ -92,9 +100,11 @@ def make_grid(args):
     epochs = {name: n for source, n in args.epochs for name in ([source] if source else sources)}
     versions = {row.get("model_version") or "v1" for row in rows}
     there = [name for name, entry in read_variants().items() if entry["model_version"] in versions]
-    variants = args.variants or (there if rows else ["full"])
+    usual = ["full", "v2", "forest", "cnn"] if args.leave_one_out else ["full"]
+    variants = args.variants or (there if rows and not args.leave_one_out else usual)
     more = {"version": args.dataset_version, "label_index": args.label_index, "epochs": epochs}
     more |= {"gpu": args.gpus[0] if args.gpus else None, "classifier_epochs": args.classifier_epochs}
+    more["without_gyroscope"] = args.no_gyroscope or args.leave_one_out
     return Grid(sources, targets, variants, rates, runs, **more)
 
 
@@ -153,9 +163,9 @@ def main(args):
     failed = [] if only_read else run_grid(args, grid)
     result = None
     if args.table or not only_read:
-        result = table.write(grid)
+        result = table.write(grid, args.leave_one_out)
     if args.figures or not (only_read or args.no_figures):
-        figures.write(grid, args.projection)
+        figures.write(grid, args.projection, args.leave_one_out)
     if failed:
         print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
         raise SystemExit(1)

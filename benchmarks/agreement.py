@@ -1,8 +1,8 @@
 """Plain and fast path side by side: the same validation losses, and cross-dataset accuracy within the seeds' spread.
 With `--paths fast bf16` the fast path in bfloat16 too, where the CPU has AMX.
 
-    python benchmarks/agreement.py --epochs 8 --windows 300
-    python benchmarks/agreement.py --epochs 16 --classifier_epochs 15 --batch_sizes 128 32 --tolerance 5e-2
+    python -m benchmarks.agreement --epochs 8 --windows 300
+    python -m benchmarks.agreement --epochs 16 --classifier_epochs 15 --batch_sizes 128 32 --tolerance 5e-2
 
 Trains the paths on a short schedule for several seeds, in a temporary folder, and takes each through all four scripts
 on the CPU. Prints a table, writes results/benchmark_agreement.json, and ends with an error if a validation loss differs
@@ -19,10 +19,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
+import classifier
+import cross_dataset_test
+import embedding
+import pretrain
+import utils
+from bookkeeping import artefacts
 from bookkeeping.commands import Parser, UserError, run
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 
 def get_args(argv=None):
@@ -41,10 +48,6 @@ def get_args(argv=None):
 
 def lay_out(folder, args):
     """A project folder: configurations of the short schedule, and the two data sets, thinned out."""
-    import numpy as np
-
-    import utils
-    from bookkeeping import artefacts
 
     (folder / "dataset").mkdir()
     for name in ("config", "dataset/data_config.json"):
@@ -55,17 +58,13 @@ def lay_out(folder, args):
         for kind, array in (("data", data), ("label", labels)):
             artefacts.save_npy(folder / f"dataset/{name}/{kind}_20_120.npy", np.asarray(array)[::every])
     short = {"n_epochs": args.epochs, "n_epochs_cl": args.epochs // 2, "batch_size": args.batch_sizes[0]}
-    classifier = {"n_epochs": args.classifier_epochs, "batch_size": args.batch_sizes[1]}
-    for name, change in (("pretrain", short), ("train", classifier)):
+    labelled = {"n_epochs": args.classifier_epochs, "batch_size": args.batch_sizes[1]}
+    for name, change in (("pretrain", short), ("train", labelled)):
         artefacts.save_json(folder / f"{name}.json", json.loads((ROOT / f"config/{name}.json").read_text()) | change)
 
 
 def one_run(args, path, seed):
     """The four scripts on one path: validation losses of all epochs, accuracy on the target, seconds of pretraining."""
-    import classifier
-    import cross_dataset_test
-    import embedding
-    import pretrain
 
     common = ["-d", args.dataset, "-s", f"{path}{seed}"]
     seeded = [*common, "--seed", str(seed), "-g", "cpu"]
@@ -82,7 +81,6 @@ def one_run(args, path, seed):
 
 
 def main(args):
-    from bookkeeping import artefacts
 
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
@@ -105,7 +103,6 @@ def main(args):
 
 def compare(plain, other, path, args):
     """Print the runs of a path beside the plain ones: how far losses and accuracies are apart, and if they agree."""
-    import numpy as np
 
     print(f"\n| seed | masked, plain | {path} | contrastive, plain | {path} | furthest | accuracy, plain | {path} |")
     print("|-|-|-|-|-|-|-|-|")
@@ -118,9 +115,11 @@ def compare(plain, other, path, args):
     accuracies = [np.array([row["accuracy"] for row in part]) for part in (plain, other)]
     apart, spread = float(abs(accuracies[0].mean() - accuracies[1].mean())), float(np.ptp(accuracies[0]))
     print(f"validation losses of the last of {args.epochs} epochs; furthest: relative, over all epochs and both losses")
-    print(f"mean accuracy {accuracies[0].mean():.3f} plain, {accuracies[1].mean():.3f} {path}; the plain path's seeds "
-          f"spread over {spread:.3f}; pretraining took {sum(r['seconds'] for r in plain):.0f} s plain, "
-          f"{sum(r['seconds'] for r in other):.0f} s {path}")  # fmt: skip
+    print(
+        f"mean accuracy {accuracies[0].mean():.3f} plain, {accuracies[1].mean():.3f} {path}; the plain path's seeds "
+        f"spread over {spread:.3f}; pretraining took {sum(r['seconds'] for r in plain):.0f} s plain, "
+        f"{sum(r['seconds'] for r in other):.0f} s {path}"
+    )
     agree = all(each <= args.tolerance for each in furthest) and apart <= spread  # a NaN does not
     return {"furthest": max(furthest), "apart": apart, "agree": agree}
 

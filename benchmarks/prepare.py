@@ -1,4 +1,4 @@
-"""Time and memory of preparing hhar at its real size, on generated files: python benchmarks/prepare.py
+"""Time and memory of preparing hhar at its real size, on generated files: python -m benchmarks.prepare
 
 Writes Phones_accelerometer.csv and Phones_gyroscope.csv of over 13 million rows each in the layout of the real set
 (2.4 GB in --folder; nothing is fetched), with what makes the real one awkward: out-of-order rows, duplicates, stretches

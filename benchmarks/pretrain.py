@@ -1,7 +1,7 @@
 """How fast the stages are on this machine, plain path and fast path in one run, beside what the machine could do.
 
-    python benchmarks/pretrain.py -d uci                 on the first GPU, else the CPU
-    python benchmarks/pretrain.py -d uci -g cpu --rounds 3
+    python -m benchmarks.pretrain -d uci                 on the first GPU, else the CPU
+    python -m benchmarks.pretrain -d uci -g cpu --rounds 3
 
 Reads dataset/uci (or, with --windows N, makes up N windows), writes results/benchmark_pretrain.json and prints it as
 tables. Plain and fast steps take turns, a large matrix product between them, so that a busy machine slows all alike;
@@ -20,10 +20,22 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import torch
+
+import classifier
+import inference
+import fast
+import plain
+import pretrain
+import utils
+from augment import augment_copies, make_generator, two_views
+from batches import Draws, InMemory
+from bookkeeping import artefacts, configs
 from bookkeeping.commands import Parser, run
+from models import Classifier, MaskedModel, encode
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 
 SCRIPTS = ("pretrain.py", "embedding.py", "classifier.py", "cross_dataset_test.py")
@@ -35,15 +47,18 @@ def get_args(argv=None):
     parser.add_argument("-g", "--gpu", help="index of the GPU, or cpu (default: the first GPU, else the CPU)")
     parser.add_argument("--windows", type=int, help="make up this many windows instead")
     parser.add_argument("--rounds", type=int, default=5, help="turns of plain, fast and product (default 5)")
-    parser.add_argument("--precisions", nargs="+", choices=("fp32", "tf32", "bf16"),
-                        help="default fp32, on a GPU all, on a CPU with AMX also bf16")  # fmt: skip
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=("fp32", "tf32", "bf16"),
+        help="default fp32, on a GPU all, on a CPU with AMX also bf16",
+    )
     parser.add_argument("--no_plain", action="store_true", help="the fast path only")
     return parser.parse_args(argv)
 
 
 def timed(fn, device, repeat=1):
     """Seconds that `repeat` calls of fn take together, all queued work included."""
-    import torch
 
     synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     synchronize()
@@ -56,9 +71,6 @@ def timed(fn, device, repeat=1):
 
 def limits(device):
     """What the device can do: FLOP/s of a large float32 (and bf16) product, bytes/s of a large copy."""
-    import torch
-
-    import fast
 
     n = 4096 if device.type == "cpu" else 8192
     a = torch.randn(n, n, device=device)
@@ -86,11 +98,6 @@ def step_flops(both):
 
 def load_copies(args, device):
     """A data set's windows with their copies, or as many made-up ones, on the device: (6N, T, C)."""
-    import numpy as np
-    import torch
-
-    import utils
-    from augment import augment_copies
 
     if args.windows:
         windows = torch.randn(args.windows, 120, 6, device=device)
@@ -110,7 +117,6 @@ def step_bytes(both):
 
 def peak_memory(fn, device):
     """GiB at most while fn runs: allocated on a GPU, of the whole process on a CPU (None where Linux doesn't say)."""
-    import torch
 
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -124,54 +130,40 @@ def peak_memory(fn, device):
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**20
 
 
-def make_step(device, step_losses, both, windows, graph):
+def make_step(engine, both, windows):
     """A function that trains one step on `windows` views, as pretrain.py does it."""
-    import torch
-
-    import fast
-    import pretrain
-    from augment import make_generator, two_views
-    from batches import InMemory, draw_epoch
-    from bookkeeping import configs
-    from models import Contrastive, MaskedModel
-
-    mask_cfg = configs.read_config("config/mask.json", configs.MASK_KEYS)
-    model_cfg = configs.read_encoder_config("v1")
-    torch.manual_seed(0)
-    model, head = MaskedModel(model_cfg).to(device).train(), Contrastive(model_cfg["hidden"]).to(device).train()
-    parameters = [*model.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True, capturable=device.type == "cuda")
+    train = {"seed": 0, "batch_size": 512, "lr": 1e-3, "lambda1": 6, "lambda2": 1}
+    mask = configs.read_config("config/mask.json", configs.MASK_KEYS)
+    config = {"train": train, "mask": mask, "model": configs.read_encoder_config("v1")}
+    device = engine.device
+    networks, _ = pretrain.make_networks(utils.Files("uci", "20_120"), config, device)
+    model, head, optimizer = networks.values()
+    model.train(), head.train()
     views = InMemory(two_views(windows, make_generator(device, 0)))
-    B = min(512, len(windows))
-    draw = next(draw_epoch(len(windows), B, 1, windows.shape[1:], mask_cfg, head, make_generator(device, 1)))
-    index, total = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros(2, device=device)
-    weights = {"lambda1": 6, "lambda2": 1}
+    draws = Draws(engine, [len(windows)], windows.shape[1:], config, head)
+    draws.start(0)
+    list(draws.epoch(1))
+    total = torch.zeros(2, device=device)
 
-    def train(both):
-        pretrain.train_step(step_losses, model, head, optimizer, views, weights, draw, index, total, both)
+    def step(both):
+        draws.index.zero_()
+        total.add_(pretrain.train_step(engine, networks, views, draws, train, both))
 
-    step = fast.Captured(train, [model, head], optimizer, [total]) if graph else train
-    return functools.partial(step, both)
+    return functools.partial(engine.recorded(step, [model, head], optimizer, [total, draws.index]), both)
 
 
 def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
     """One row a half and precision: milliseconds a step on the plain and the fast path, their ratio, limits."""
-    import torch
 
-    import fast
-    from bookkeeping import configs
-    from models import losses as plain_losses
-
-    model_cfg = configs.read_encoder_config("v1")
+    gpu, model_cfg = "cpu" if device.type == "cpu" else device.index, configs.read_encoder_config("v1")
     a = torch.randn(4096, 4096, device=device)
     rows = []
     for precision in precisions:
         for both in (False, True):
-            torch.set_float32_matmul_precision("highest")
-            step_losses = fast.losses_for(model_cfg, device, precision)
-            candidates = {"fast": make_step(device, step_losses, both, windows, device.type == "cuda")}
+            engine = fast.engine(gpu, encoder=model_cfg, training=True, precision=precision)
+            candidates = {"fast": make_step(engine, both, windows)}
             if with_plain:
-                candidates["plain"] = make_step(device, plain_losses, both, windows, False)
+                candidates["plain"] = make_step(plain.Plain(engine.team), both, windows)
             repeat = 30 if device.type == "cuda" else 1
             compiled = {name: timed(step, device) for name, step in candidates.items()}
             seconds = {name: [] for name in (*candidates, "product")}
@@ -182,7 +174,7 @@ def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
                 seconds["product"].append(timed(lambda: a @ a, device, repeat) / repeat)
             median = {name: statistics.median(values) for name, values in seconds.items()}
             flops = bounds["bf16_flops" if precision == "bf16" else "fp32_flops"]
-            rows.append({
+            row = {
                 "precision": precision,
                 "half": "masked + contrastive" if both else "masked",
                 "fast_ms": 1e3 * median["fast"],
@@ -195,30 +187,28 @@ def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
                 "first_call_s": compiled["fast"],
                 "peak_gib": peak["fast"],
                 "plain_peak_gib": peak.get("plain"),
-            })  # fmt: skip
+            }
+            rows.append(row)
     return rows
 
 
 def measure_stages(device, windows):
     """Windows a second of the encoder (before any file is written) and of encoder and classifier together."""
-    import torch
-
-    import inference
-    from bookkeeping import configs
-    from models import Classifier, MaskedModel, encode
-
-    torch.set_float32_matmul_precision("highest")  # as in the scripts
-    model = MaskedModel(configs.read_encoder_config("v1")).to(device)
-    classifier = Classifier(configs.read_classifier_config("v1"), 4).to(device)
+    cfg = configs.read_encoder_config("v1")
+    engine = fast.engine("cpu" if device.type == "cpu" else device.index, encoder=cfg)
+    model = MaskedModel(cfg).to(device)
+    network = Classifier(configs.read_classifier_config("v1"), 4).to(device)
     cpu_windows = windows.cpu()
 
     def embed():
-        for _ in encode(model, cpu_windows):
+        for _ in encode(engine, model, cpu_windows):
             pass
 
+    def test():
+        inference.classify(engine, model, network, cpu_windows)
+
     found = {}
-    for name, fn in (("embedding", embed), ("cross_dataset",
-                     lambda: inference.classify(model, classifier, cpu_windows))):  # fmt: skip
+    for name, fn in (("embedding", embed), ("cross_dataset", test)):
         with torch.inference_mode():
             fn()
             found[f"{name}_windows_per_s"] = len(windows) / min(timed(fn, device) for _ in range(3))
@@ -231,23 +221,18 @@ def measure_classifier(device, rows, rounds, precision="fp32", epochs=100, rate=
 
     Computed from `rounds` steps and validations, products in between.
     """
-    import torch
-
-    import classifier
-    from augment import make_generator
-    from bookkeeping import configs
-    from models import Classifier
 
     model = Classifier(configs.read_classifier_config("v1"), 4).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-    generator, dtype = make_generator(device, 0), classifier.settle_precision(precision, device)
+    generator = make_generator(device, 0)
+    engine = fast.engine("cpu" if device.type == "cpu" else device.index, precision=precision)
     B = 128
     h, y = torch.randn(B, 120, 72, device=device), torch.randint(4, (B,), device=device)
     held_out = torch.randn(256, 120, 72, device=device)
     a = torch.randn(4096, 4096, device=device)
     parts = {
-        "step": lambda: classifier.train_epoch(model, optimizer, h, y, B, 1, generator, dtype),
-        "validation": lambda: classifier.predict(model, held_out, dtype),
+        "step": lambda: classifier.train_epoch(engine, model, optimizer, h, y, [B], B, 1, generator),
+        "validation": lambda: classifier.predict(model, held_out, engine.logits),
         "product": lambda: a @ a,
     }
     peak = peak_memory(parts["step"], device)
@@ -278,11 +263,6 @@ def start_up():
 
 
 def main(args):
-    import torch
-
-    import fast
-    import utils
-    from bookkeeping import artefacts
 
     device = utils.pick_device(args.gpu if args.gpu in (None, "cpu") else int(args.gpu))
     if device.type == "cpu":
@@ -303,18 +283,28 @@ def main(args):
     for precision in precisions if device.type == "cpu" else ["tf32"]:
         classifiers |= measure_classifier(device, len(windows), args.rounds, precision)
     result = {
-        "device": name, "machine": platform.machine(), "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
-        "dataset": args.dataset if not args.windows else f"{args.windows} made-up windows", "steps_per_epoch": steps,
-        "limits": bounds, "steps": rows, "training_steps_of_1600_epochs_s": schedule,
+        "device": name,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "dataset": args.dataset if not args.windows else f"{args.windows} made-up windows",
+        "steps_per_epoch": steps,
+        "limits": bounds,
+        "steps": rows,
+        "training_steps_of_1600_epochs_s": schedule,
         "stages": measure_stages(device, windows) | classifiers,
         "start_up_s": start_up(),
-    }  # fmt: skip
+    }
     artefacts.save_json("results/benchmark_pretrain.json", result)
 
-    print(f"{name}, torch {torch.__version__}, {result['date']}: {result['dataset']}, {steps} steps an epoch; limits "
-          + json.dumps({key: f"{value:.3g}" for key, value in bounds.items()}))  # fmt: skip
-    print("\n| precision | half | plain ms/step | fast ms/step | ratio | plain products/epoch | fast products/epoch | "
-          "share of arithmetic | share of memory | plain peak GiB | fast peak GiB |\n" + "|-" * 11 + "|")  # fmt: skip
+    print(
+        f"{name}, torch {torch.__version__}, {result['date']}: {result['dataset']}, {steps} steps an epoch; limits "
+        + json.dumps({key: f"{value:.3g}" for key, value in bounds.items()})
+    )
+    print(
+        "\n| precision | half | plain ms/step | fast ms/step | ratio | plain products/epoch | fast products/epoch | "
+        "share of arithmetic | share of memory | plain peak GiB | fast peak GiB |\n" + "|-" * 11 + "|"
+    )
     for row in rows:
         cells = [row[key] for key in ("plain_ms", "fast_ms", "ratio", "plain_products", "fast_products")]
         cells[3:] = [steps * products if products else None for products in cells[3:]]

@@ -1,7 +1,7 @@
 """How pretraining's memory and time grow with the data, in memory and streamed, in one process or in several.
 
-    python benchmarks/scale.py -g cpu                                        1000 to 1 000 000 windows, on the CPU
-    python benchmarks/scale.py --sizes 1000000 --processes 1 2 --steps 128   a million, on one GPU and on two (torchrun)
+    python -m benchmarks.scale -g cpu                                        1000 to 1 000 000 windows, on the CPU
+    python -m benchmarks.scale --sizes 1000000 --processes 1 2 --steps 128   a million, on one GPU and on two (torchrun)
 
 Makes up the windows in a temporary folder (2.9 GB a million) and runs pretrain.py on them, without its validation; each
 line is a process of its own. Writes results/scale.{json,png} and prints a table: `set-up` is all before the first step,
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -22,12 +23,16 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
+import batches
+import pretrain
 from augment import COPIES
+from bookkeeping import artefacts, plots
 from bookkeeping.commands import Parser, UserError, run
+from bookkeeping.plots import COLOURS, STYLE, plt
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 
 HALVES = ("masked", "masked + contrastive")
@@ -72,15 +77,9 @@ def anonymous():
 
 def work(settings):
     """Pretrain as `settings` say, up to where validation would begin, and write down what it took."""
-    import resource
-
-    import torch
-
-    import batches
-    import pretrain
 
     batches.SECTION = 2 * settings["batch"] * settings["steps"]
-    copy_into, make, marks, made, most = batches.copy_into, batches.Source.__call__, [], [], [anonymous()]
+    epoch, make, marks, made, most = batches.Draws.epoch, batches.Source.__call__, [], [], [anonymous()]
     start, before = time.perf_counter(), most[0]
 
     def watch():
@@ -88,11 +87,15 @@ def work(settings):
             most[0] = max(most[0], anonymous())
             time.sleep(0.02)
 
-    def mark(*arguments):
+    def mark():
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         marks.append(time.perf_counter())
-        return copy_into(*arguments) if arguments else None
+
+    def marked(draws, steps):
+        for order in epoch(draws, steps):
+            mark()
+            yield order
 
     def timed(*arguments):
         began = time.perf_counter()
@@ -104,10 +107,15 @@ def work(settings):
         mark()
         if not int(os.environ.get("RANK", 0)):
             seconds = np.diff(marks)[1:] / settings["steps"]  # the first round records the step and warms up
-            found = {"set_up_s": marks[0] - start, "step_s": min(seconds),
-                     "views_s": min(made, default=None), "memory_gb": (most[0] - before) / 1e9,
-                     "mapped_too_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-                     "device": f"{torch.get_num_threads()} CPU threads", "torch": torch.__version__}  # fmt: skip
+            found = {
+                "set_up_s": marks[0] - start,
+                "step_s": min(seconds),
+                "views_s": min(made, default=None),
+                "memory_gb": (most[0] - before) / 1e9,
+                "mapped_too_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+                "device": f"{torch.get_num_threads()} CPU threads",
+                "torch": torch.__version__,
+            }
             if torch.cuda.is_initialized():
                 found["device"] = torch.cuda.get_device_name()
                 found["memory_gb"] = torch.cuda.max_memory_reserved() / 1e9
@@ -115,7 +123,7 @@ def work(settings):
         os._exit(0)
 
     threading.Thread(target=watch, daemon=True).start()
-    pretrain.copy_into, pretrain.validate, batches.Source.__call__ = mark, stop, timed
+    batches.Draws.epoch, pretrain.validate, batches.Source.__call__ = marked, stop, timed
     pretrain.main(pretrain.get_args(settings["flags"]))
 
 
@@ -127,35 +135,59 @@ def measure(folder, args, windows, processes, mode, half):
     rounds = min(args.rounds + 1, COPIES * int(0.8 * windows) // args.batch // args.steps)
     if rounds < 2:
         raise UserError(f"{windows} windows make too short an epoch for two rounds of --steps {args.steps}; lower it")
-    train |= {"n_epochs": 1, "n_epochs_cl": HALVES.index(half), "total_steps": args.steps * rounds,
-              "batch_size": args.batch}  # fmt: skip
+    train |= {
+        "n_epochs": 1,
+        "n_epochs_cl": HALVES.index(half),
+        "total_steps": args.steps * rounds,
+        "batch_size": args.batch,
+    }
     (folder / "train.json").write_text(json.dumps(train))
     limit = "0" if mode == "streamed" else "1e6"
     flags = ["-d", "made", "-t", "train.json", "--quiet", "--restart", "--memory_gb", limit]
     flags += ["-g", args.gpu] if args.gpu else []
     settings = {"flags": flags, "batch": args.batch, "steps": args.steps, "report": str(report)}
-    script = [str(Path(__file__).resolve()), "--work", json.dumps(settings)]
+    script = ["-m", "benchmarks.scale", "--work", json.dumps(settings)]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    done = subprocess.run([sys.executable, *launcher, *script], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *launcher, *script],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     if not report.exists():
         raise RuntimeError(f"{windows} windows, {processes} processes, {mode}, {half}:\n{done.stdout}\n{done.stderr}")
     found = json.loads(report.read_text())
-    row = {"windows": windows, "processes": processes, "mode": mode, "half": half, **found,
-           "windows_per_s": args.batch / found["step_s"]}  # fmt: skip
+    row = {
+        "windows": windows,
+        "processes": processes,
+        "mode": mode,
+        "half": half,
+        **found,
+        "windows_per_s": args.batch / found["step_s"],
+    }
     print(json.dumps(row), flush=True)
     return row
 
 
 def table(rows):
     """Markdown: one line a size, number of processes and half, in memory beside streamed."""
-    lines = ["| windows | processes | half | set-up s: memory, streamed | memory GB | ms/step | windows/s | loss |",
-             "|-:|-:|-|-:|-:|-:|-:|-:|"]  # fmt: skip
+    lines = [
+        "| windows | processes | half | set-up s: memory, streamed | memory GB | ms/step | windows/s | loss |",
+        "|-:|-:|-|-:|-:|-:|-:|-:|",
+    ]
     cases = dict.fromkeys((row["windows"], row["processes"], row["half"]) for row in rows)
     for case in cases:
         modes = {r["mode"]: r for r in rows if (r["windows"], r["processes"], r["half"]) == case}
-        cells = [", ".join(f"{modes[m][key] * scale:{form}}" if m in modes else "-" for m in ("memory", "streamed"))
-                 for key, scale, form in (("set_up_s", 1, ".1f"), ("memory_gb", 1, ".2f"), ("step_s", 1e3, ".4g"),
-                                          ("windows_per_s", 1, ".0f"))]  # fmt: skip
+        cells = [
+            ", ".join(f"{modes[m][key] * scale:{form}}" if m in modes else "-" for m in ("memory", "streamed"))
+            for key, scale, form in (
+                ("set_up_s", 1, ".1f"),
+                ("memory_gb", 1, ".2f"),
+                ("step_s", 1e3, ".4g"),
+                ("windows_per_s", 1, ".0f"),
+            )
+        ]
         loss = "-"
         if "CPU" in rows[0]["device"] and "streamed" in modes:  # steps wait for the views; two runs differ by more
             loss = f"{modes['streamed']['views_s'] / modes['streamed']['step_s']:.1%}"
@@ -167,8 +199,6 @@ def table(rows):
 
 def draw(rows, path):
     """Memory and milliseconds a step against the number of windows."""
-    from bookkeeping import artefacts
-    from experiments.figures import COLOURS, STYLE, plt
 
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -178,16 +208,18 @@ def draw(rows, path):
                     r for r in rows if (r["mode"], r["half"]) == (mode, half) and r["processes"] == rows[0]["processes"]
                 ]
                 points = {"color": COLOURS[number], "marker": "o", "ms": 4, "ls": line}
-                right.plot([r["windows"] for r in found], [1e3 * r["step_s"] for r in found], **points,
-                           label=f"{label}, {half}")  # fmt: skip
+                right.plot(
+                    [r["windows"] for r in found],
+                    [1e3 * r["step_s"] for r in found],
+                    **points,
+                    label=f"{label}, {half}",
+                )
                 if half == HALVES[0]:
                     left.plot([r["windows"] for r in found], [r["memory_gb"] for r in found], **points, label=label)
         for axis, title in ((left, "memory allocated (GB)"), (right, "milliseconds a step")):
             axis.set(title=title, xlabel="windows", xscale="log"), axis.legend(fontsize=8)
         left.set_yscale("log"), right.set_ylim(bottom=0)
-        with artefacts.atomic(path) as handle:
-            figure.savefig(handle, format="png")
-        plt.close(figure)
+        plots.save(figure, path)
 
 
 def main(args):
@@ -204,7 +236,6 @@ def main(args):
                     for mode in args.modes:
                         if mode == "streamed" or needed <= args.memory_gb:
                             rows.append(measure(folder, args, windows, processes, mode, half))
-    from bookkeeping import artefacts
 
     machine = {"machine": platform.processor() or platform.machine(), "date": time.strftime("%Y-%m-%d")}
     artefacts.save_json("results/scale.json", machine | {"batch": args.batch, "rows": rows})

@@ -1,6 +1,6 @@
 """What a training step's time on a GPU goes to: time per kernel, number of kernels, and the gaps between them.
 
-    python benchmarks/step.py -d uci --precision bf16
+    python -m benchmarks.step -d uci --precision bf16
 
 Records the fast path's step as pretrain.py does, replays it under torch.profiler, and prints for each half a table of
 the kernels by time, their sum, and the time of a replay without the profiler: what is not kernels is gaps between them.
@@ -9,13 +9,14 @@ Writes results/step_PRECISION.json.
 
 import argparse
 import sys
-from pathlib import Path
 
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import fast
+from benchmarks.pretrain import load_copies, make_step, timed
+from bookkeeping import artefacts, configs
 from bookkeeping.commands import Parser, UserError, run
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 
 REPLAYS = 20
 
@@ -31,35 +32,31 @@ def get_args(argv=None):
 
 def kernels(step):
     """Microseconds and count of each kernel of one step: [(name, us, count)], the slowest first."""
-    import torch
-    from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         for _ in range(REPLAYS):
             step()
         torch.cuda.synchronize()
-    rows = [(event.key, event.self_device_time_total / REPLAYS, event.count / REPLAYS)
-            for event in recorded.key_averages() if event.self_device_time_total > 0]  # fmt: skip
+    rows = [
+        (event.key, event.self_device_time_total / REPLAYS, event.count / REPLAYS)
+        for event in recorded.key_averages()
+        if event.self_device_time_total > 0
+    ]
     return sorted(rows, key=lambda row: -row[1])
 
 
 def main(args):
-    import torch
-
-    import fast
-    import utils
-    from benchmarks.pretrain import load_copies, make_step, timed
-    from bookkeeping import artefacts, configs
 
     if not torch.cuda.is_available():
-        raise UserError("benchmarks/step.py needs a CUDA GPU; on a CPU use torch.profiler on pretrain.py --plain")
-    device = utils.pick_device(None)
+        raise UserError("benchmarks.step needs a CUDA GPU; on a CPU use torch.profiler on pretrain.py --plain")
+    cfg = configs.read_encoder_config("v1")
+    engine = fast.engine(encoder=cfg, training=True, precision=args.precision)
+    device = engine.device
     windows = load_copies(args, device)
     windows = windows[: int(0.8 * len(windows))]  # the training part
-    step_losses = fast.losses_for(configs.read_encoder_config("v1"), device, args.precision)
     result = {"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "precision": args.precision}
     for both, half in ((False, "masked"), (True, "masked + contrastive")):
-        step = make_step(device, step_losses, both, windows, True)
+        step = make_step(engine, both, windows)
         step()
         whole = 1e6 * min(timed(step, device, 100) / 100 for _ in range(3))
         rows = kernels(step)

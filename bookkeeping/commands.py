@@ -111,8 +111,12 @@ def a_source(text):
 def add_abstain(parser):
     """The flag of the scripts that test on a target."""
     share = a_number(float, lambda x: 0 <= x <= 1, "a probability from 0 to 1")
-    parser.add_argument("--abstain", metavar="THRESHOLD", type=share, help="print coverage and scores of the windows "
-                        "whose top probability is at least this")  # fmt: skip
+    parser.add_argument(
+        "--abstain",
+        metavar="THRESHOLD",
+        type=share,
+        help="print coverage and scores of the windows whose top probability is at least this",
+    )
 
 
 def a_device(text):

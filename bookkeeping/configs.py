@@ -218,14 +218,18 @@ def read_classifier_config(version):
 
 
 def parse(parser, argv):
-    """A script's flags, the sources of -d in their canonical order: that of data_config.json, then alphabetical."""
+    """A script's flags, the sources of -d in their canonical order."""
     args = parser.parse_args(argv)
-    names = args.dataset.split("+")
-    if len(names) > 1:
-        order = list(dataset_entries())
-        keys = {name: f"{name}_{args.dataset_version}" for name in names}
-        args.dataset = "+".join(sorted(names, key=lambda n: (order.index(keys[n]) if keys[n] in order else 1e9, n)))
+    args.dataset = in_order(args.dataset, args.dataset_version)
     return args
+
+
+def in_order(source, version):
+    """Several sources (motion+uci) in the order of data_config.json, then alphabetical; one as it is."""
+    names = source.split("+")
+    order = list(dataset_entries()) if len(names) > 1 else []
+    place = {name: order.index(f"{name}_{version}") if f"{name}_{version}" in order else len(order) for name in names}
+    return "+".join(sorted(names, key=lambda name: (place[name], name)))
 
 
 def dataset_entries(path="dataset/data_config.json"):

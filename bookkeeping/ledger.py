@@ -51,13 +51,17 @@ def training(pretrain, classifier, more=()):
     }
 
 
-def config_hash(trained_with, source, target, version):
-    """16 hexadecimal digits that stand for a result: `trained_with` (dict) and the two data sets' contents."""
+def config_hash(trained_with, source, target, version, gyroscope=True):
+    """16 hexadecimal digits that stand for a result: `trained_with` (dict) and the two data sets' contents.
+
+    `gyroscope`: whether the target's was left to it.
+    """
     whole = {
         "trained_with": trained_with,
         "source": data_fingerprints(source, version),
         "target": data_fingerprints(target, version),
     }
+    whole |= {} if gyroscope else {"gyroscope": False}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -74,8 +78,14 @@ def save_test(npz, pair, settings, result, predictions, confidence=None):
     temperature = confidence.get("temperature", 1.0)
     temperature = np.nan if temperature is None else temperature
     with artefacts.atomic(npz) as handle:
-        np.savez(handle, window=window, label=label, logits=logits, config_hash=settings["config_hash"],
-                 temperature=np.float64(temperature))  # fmt: skip
+        np.savez(
+            handle,
+            window=window,
+            label=label,
+            logits=logits,
+            config_hash=settings["config_hash"],
+            temperature=np.float64(temperature),
+        )
     first = ("augment_method", "label_rate", "seed")
     row = dict(zip(("source", "target", "dataset_version"), pair, strict=True))
     row |= {key: settings[key] for key in first}

@@ -16,13 +16,27 @@ SLOT = 50_000_000  # ns: 20 Hz
 USERS = "abcdefghi"
 MODELS = ("nexus4", "s3", "s3mini")
 UNUSABLE = ("samsungold",)  # its gyroscope has no usable rows
-ACTIVITIES = {"walk": "walking", "stairsup": "upstairs", "stairsdown": "downstairs", "sit": "sitting",
-              "stand": "standing", "bike": "biking"}  # fmt: skip
+ACTIVITIES = {
+    "walk": "walking",
+    "stairsup": "upstairs",
+    "stairsdown": "downstairs",
+    "sit": "sitting",
+    "stand": "standing",
+    "bike": "biking",
+}
 LABELS = (*ACTIVITIES, "null")
 SENSORS = ("accelerometer", "gyroscope")
 FILE = r"(?:.*/)?Phones_(accelerometer|gyroscope)\.csv"
-COLUMNS = {"Creation_Time": int, "x": float, "y": float, "z": float, "User": str, "Model": str, "Device": str,
-           "gt": str}  # fmt: skip
+COLUMNS = {
+    "Creation_Time": int,
+    "x": float,
+    "y": float,
+    "z": float,
+    "User": str,
+    "Model": str,
+    "Device": str,
+    "gt": str,
+}
 SPAN = 1 << 40  # more slots than any clock in nanoseconds that fits 64 bits counts
 
 

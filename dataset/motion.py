@@ -9,10 +9,31 @@ from dataset.windows import GRAVITY, SAMPLES_50, Windows, pool_50_hz, window_sta
 USERS = 24
 EXPECTED = 4108
 COPIES = 34  # windows that the archive holds twice: sit_5/sub_1.csv and sit_13/sub_1.csv are the same recording
-TRIALS = ("dws_1", "dws_11", "dws_2", "jog_16", "jog_9", "sit_13", "sit_5", "std_14", "std_6", "ups_12", "ups_3",
-          "ups_4", "wlk_15", "wlk_7", "wlk_8")  # fmt: skip
-ACTIVITIES = {"dws": "downstairs", "ups": "upstairs", "sit": "sitting", "std": "standing", "wlk": "walking",
-              "jog": "jogging"}  # fmt: skip
+TRIALS = (
+    "dws_1",
+    "dws_11",
+    "dws_2",
+    "jog_16",
+    "jog_9",
+    "sit_13",
+    "sit_5",
+    "std_14",
+    "std_6",
+    "ups_12",
+    "ups_3",
+    "ups_4",
+    "wlk_15",
+    "wlk_7",
+    "wlk_8",
+)
+ACTIVITIES = {
+    "dws": "downstairs",
+    "ups": "upstairs",
+    "sit": "sitting",
+    "std": "standing",
+    "wlk": "walking",
+    "jog": "jogging",
+}
 # --raw may be the archive, a folder with A_DeviceMotion_data in it, or that folder itself
 FILE = rf"(?:(?:.*/)?A_DeviceMotion_data/)?({'|'.join(ACTIVITIES)})_(\d+)/sub_(\d+)\.csv"
 COLUMNS = [f"{sensor}.{axis}" for sensor in ("gravity", "userAcceleration", "rotationRate") for axis in "xyz"]
@@ -24,8 +45,9 @@ def convert(source, partial=False):
     trials = {}  # (trial folder, subject) -> name
     for name, match in files.items():
         trials[f"{match[1]}_{int(match[2])}", int(match[3])] = name
-    missing = [f"{trial}/sub_{user}.csv" for trial in TRIALS for user in range(1, USERS + 1)
-               if (trial, user) not in trials]  # fmt: skip
+    missing = [
+        f"{trial}/sub_{user}.csv" for trial in TRIALS for user in range(1, USERS + 1) if (trial, user) not in trials
+    ]
     if missing and not partial:
         raise UserError(
             f"{source.label} lacks {missing[0]} and {len(missing) - 1} more of {len(TRIALS) * USERS} files: "

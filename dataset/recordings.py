@@ -42,8 +42,21 @@ WHY_GYRO = (
     "CrossHAR's models read six channels, and its augmentation turns acceleration and rotation rate together; "
     "recordings of an accelerometer alone cannot be used"
 )
-TOP = {"files", "separator", "path", "recording", "time", "acc", "gyro", "label", "user", "position", "activities",
-       "classes", "max_gap"}  # fmt: skip
+TOP = {
+    "files",
+    "separator",
+    "path",
+    "recording",
+    "time",
+    "acc",
+    "gyro",
+    "label",
+    "user",
+    "position",
+    "activities",
+    "classes",
+    "max_gap",
+}
 
 
 class Layout:

@@ -62,12 +62,17 @@ def main(args):
     result = {}
     print(f"{args.target_dataset} by {args.by}, {len(runs)} run{'s' if len(runs) > 1 else ''}")
     for number, group in enumerate(groups):
-        made = [scores(label[of[window] == number], predicted[of[window] == number], len(names))
-                for window, label, predicted in runs if (of[window] == number).any()]  # fmt: skip
+        made = [
+            scores(label[of[window] == number], predicted[of[window] == number], len(names))
+            for window, label, predicted in runs
+            if (of[window] == number).any()
+        ]
         if not made:
             continue
-        text = "  ".join(f"{title} {spread([m[key] for m in made])}" for title, key in
-                         (("accuracy", "accuracy"), ("macro F1", "f1_macro")))  # fmt: skip
+        text = "  ".join(
+            f"{title} {spread([m[key] for m in made])}"
+            for title, key in (("accuracy", "accuracy"), ("macro F1", "f1_macro"))
+        )
         print(f"  {group:14s} {made[0]['windows']:6d} windows  {text}")
         confusion = np.sum([m["confusion"] for m in made], 0)
         for i, name in enumerate(names):

@@ -70,15 +70,25 @@ def confusion(results, variant, source, target, made):
     figure, axis = plt.subplots(figsize=(4.6, 4.0))
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
-        axis.text(column, row, f"{share:.0%}\n{counts[row, column]:.0f}", ha="center", va="center", fontsize=9,
-                  color="white" if share > 0.6 else "black")  # fmt: skip
+        axis.text(
+            column,
+            row,
+            f"{share:.0%}\n{counts[row, column]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="white" if share > 0.6 else "black",
+        )
     wrapped = [name.replace("&", "&\n") for name in names]
     axis.set_xticks(range(len(names)), wrapped, fontsize=9), axis.set_yticks(range(len(names)), wrapped, fontsize=9)
     axis.set_xlabel("predicted activity"), axis.set_ylabel("true activity")
     axis.grid(False), axis.spines[:].set_visible(False), axis.tick_params(length=0)
     accuracy = np.trace(counts) / counts.sum()
-    axis.set_title(f"{grid.title(variant)}, {grid.pair(source, target)}: accuracy {accuracy:.3f}\n"
-                   f"share and number of windows, {mean_text(len(matrices))}", fontsize=10)  # fmt: skip
+    axis.set_title(
+        f"{grid.title(variant)}, {grid.pair(source, target)}: accuracy {accuracy:.3f}\n"
+        f"share and number of windows, {mean_text(len(matrices))}",
+        fontsize=10,
+    )
     save(figure, f"confusion_{source}_{target}", made)
 
 
@@ -93,33 +103,53 @@ def reliability(results, variant, source, target, made):
     labels = np.concatenate([labels for labels, _, _ in saved])
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.7), layout="constrained")
     edges = np.linspace(0, 1, metrics.BINS + 1)
-    for axis, title, calibrated in zip(axes, ("as trained", "with the source's temperature"), (False, True),
-                                       strict=False):  # fmt: skip
+    for axis, title, calibrated in zip(
+        axes, ("as trained", "with the source's temperature"), (False, True), strict=False
+    ):
         parts = [metrics.probabilities(z, t if calibrated or t is None else 1.0) for _, z, t in saved]
         error = np.array([metrics.ece(p, y) for p, (y, _, _) in zip(parts, saved, strict=True)])
         probabilities = np.concatenate(parts)
         count, confidence, accuracy = metrics.reliability(probabilities, labels)
-        axis.bar(edges[:-1], count / count.sum(), 1 / metrics.BINS, align="edge", color="#999999", alpha=0.45,
-                 label="share of windows")  # fmt: skip
+        axis.bar(
+            edges[:-1],
+            count / count.sum(),
+            1 / metrics.BINS,
+            align="edge",
+            color="#999999",
+            alpha=0.45,
+            label="share of windows",
+        )
         axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="right as often as confident")
         shown = count >= 10  # of fewer the share that is right says nothing
-        axis.plot(confidence[shown], accuracy[shown], marker="o", markersize=4, color=COLOURS[0],
-                  label="accuracy (bins of 10 or more)")  # fmt: skip
+        axis.plot(
+            confidence[shown],
+            accuracy[shown],
+            marker="o",
+            markersize=4,
+            color=COLOURS[0],
+            label="accuracy (bins of 10 or more)",
+        )
         axis.set_title(f"{title}: ECE {spread(error)}", fontsize=10), axis.set_xlabel("confidence (top probability)")
     thresholds = np.linspace(0, 1, 201)
     kept = np.array([metrics.kept(probabilities, threshold) for threshold in thresholds])
     right = probabilities.argmax(1) == labels
     with_any = kept.any(1)
     axes[2].plot(thresholds, kept.mean(1), color=COLOURS[1], label="coverage: share of windows kept")
-    axes[2].plot(thresholds[with_any], (kept & right).sum(1)[with_any] / kept.sum(1)[with_any], color=COLOURS[0],
-                 label="accuracy of those kept")  # fmt: skip
+    axes[2].plot(
+        thresholds[with_any],
+        (kept & right).sum(1)[with_any] / kept.sum(1)[with_any],
+        color=COLOURS[0],
+        label="accuracy of those kept",
+    )
     axes[2].set_title("abstaining, with the temperature", fontsize=10), axes[2].set_xlabel("threshold of confidence")
     for axis in axes:
         axis.set_xlim(0, 1), axis.set_ylim(0, 1.02)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8, ncols=2 if axis is not axes[2] else 1)
     grid = results.grid
-    figure.suptitle(f"{grid.title(variant)}, {grid.pair(source, target)}: {runs_text(len(saved))}, "
-                    f"{len(labels)} windows together", fontsize=10)  # fmt: skip
+    figure.suptitle(
+        f"{grid.title(variant)}, {grid.pair(source, target)}: {runs_text(len(saved))}, {len(labels)} windows together",
+        fontsize=10,
+    )
     save(figure, f"reliability_{source}_{target}", made)
 
 
@@ -170,9 +200,18 @@ def loss_curves(results, variant, source, made):
         if joint.any() and not joint.all():
             start = epochs[joint][0]
             axis.axvline(start, color="grey", linestyle=":", linewidth=1.2)
-            axis.annotate("both losses from here", (start, 1), xycoords=("data", "axes fraction"), rotation=90,
-                          xytext=(-3, -3), textcoords="offset points", ha="right", va="top", fontsize=8,
-                          color="grey")  # fmt: skip
+            axis.annotate(
+                "both losses from here",
+                (start, 1),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                xytext=(-3, -3),
+                textcoords="offset points",
+                ha="right",
+                va="top",
+                fontsize=8,
+                color="grey",
+            )
     for part, label, colour in (("train", "training", COLOURS[0]), ("val", "validation", COLOURS[1])):
         band(axes[2], classifier["epoch"][0], classifier[f"{part}_loss"], label, color=colour)
     axes[2].set_xlabel("classifier epoch"), axes[2].set_title(f"cross-entropy, label rate {results.rate:g}")
@@ -181,8 +220,10 @@ def loss_curves(results, variant, source, made):
     for axis in axes:
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     count = len(losses["epoch"])
-    figure.suptitle(f"{grid.title(variant)} on {source}: {mean_text(count)}"
-                    + (", band ± 1 standard deviation" if count > 1 else ""))  # fmt: skip
+    figure.suptitle(
+        f"{grid.title(variant)} on {source}: {mean_text(count)}"
+        + (", band ± 1 standard deviation" if count > 1 else "")
+    )
     save(figure, f"losses_{source}", made)
 
 
@@ -201,8 +242,15 @@ def label_rates(results, made):
         return
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.8 * rows + 0.6), sharex=True, sharey=True,
-                                squeeze=False, layout="constrained")  # fmt: skip
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(3.6 * columns, 2.8 * rows + 0.6),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
     for axis, pair in zip(axes.flat, pairs, strict=False):
         for number, (variant, rates) in enumerate(lines.items()):
             found = [(r, results.values(variant, r, [pair], "accuracy")) for r in rates]
@@ -224,7 +272,8 @@ def label_rates(results, made):
             axis.tick_params(labelbottom=True)
     figure.supxlabel("label rate: share of the source's training windows whose labels are seen")
     figure.supylabel("accuracy on the target")
-    handles = {text: handle for axis in axes.flat for handle, text in zip(*axis.get_legend_handles_labels())}  # noqa: B905
+    labelled = [axis.get_legend_handles_labels() for axis in axes.flat]
+    handles = {text: handle for found, texts in labelled for handle, text in zip(found, texts, strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=9)
     save(figure, "label_rate", made)
 
@@ -258,30 +307,65 @@ def ablation(results, made):
         axis.set_xlim(0, 1), axis.set_xlabel(f"{NAMES[metric]} on the target"), axis.grid(False, axis="y")
     share = results.majority(pairs)
     axes[0].axvline(share, color="grey", linestyle="--", linewidth=1)
-    axes[0].text(share, 1.0, "most frequent class", color="grey", fontsize=8, ha="center", va="bottom",
-                 transform=axes[0].get_xaxis_transform())  # fmt: skip
+    axes[0].text(
+        share,
+        1.0,
+        "most frequent class",
+        color="grey",
+        fontsize=8,
+        ha="center",
+        va="bottom",
+        transform=axes[0].get_xaxis_transform(),
+    )
     axes[0].set_yticks(y, [grid.title(variant) for variant in variants])
-    figure.suptitle(f"Variants at label rate {rate:g}: bar, mean over {len(pairs)} pairs and the runs; whisker, ± 1 "
-                    "standard deviation between runs;\ndots, single pairs; orange, trained with labels only; "
-                    f"{pretraining_epochs(results)}",
-                    fontsize=10)  # fmt: skip
+    figure.suptitle(
+        f"Variants at label rate {rate:g}: bar, mean over {len(pairs)} pairs and the runs; whisker, ± 1 "
+        "standard deviation between runs;\ndots, single pairs; orange, trained with labels only; "
+        f"{pretraining_epochs(results)}",
+        fontsize=10,
+    )
     save(figure, "ablation", made)
 
 
-def write(grid, projection="tsne"):
+def left_out(results, made):
+    """Accuracy and macro F1 on each set that was the target of all others, a bar a variant."""
+    pairs, variants = results.pairs(), results.variants
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), sharey=True, layout="constrained")
+    width = 0.8 / len(variants)
+    for axis, metric in zip(axes, METRICS, strict=True):
+        for number, variant in enumerate(variants):
+            for place, pair in enumerate(pairs):
+                values = results.values(variant, results.rate, [pair], metric)
+                if values is None:
+                    continue
+                at, style = place + (number - (len(variants) - 1) / 2) * width, {"color": COLOURS[number % 8]}
+                axis.bar(at, values.mean(), 0.92 * width, label=results.grid.title(variant), **style)
+                if len(values) > 1:
+                    axis.errorbar(at, values.mean(), yerr=values.std(ddof=1), color="black", capsize=2, lw=1)
+        axis.set_xticks(range(len(pairs)), [results.grid.label(target) for _, target in pairs])
+        axis.set(ylim=(0, 1), title=f"{NAMES[metric]} on the set that was left out"), axis.grid(False, axis="x")
+    handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
+    save(figure, "leave_one_out", made)
+
+
+def write(grid, projection="tsne", leave_one_out=False):
     """Draw all figures for which there are files; returns their paths. Pairs show the grid's first variant."""
     results, made = Results(grid), []
     pretrained = [v for v in results.variants if not (grid.is_baseline(v) or grid.is_v2(v))]  # v2 learns in other steps
     with plt.rc_context(plots.STYLE):
-        for source, target in results.pairs() if results.variants else []:
+        if leave_one_out and results.variants:
+            left_out(results, made)
+        for source, target in results.pairs() if results.variants and not leave_one_out else []:
             confusion(results, results.variants[0], source, target, made)
             reliability(results, results.variants[0], source, target, made)
             if pretrained:
                 figure = representations.draw(results, pretrained[0], source, target, projection)
                 save(figure, f"representations_{source}_{target}", made) if figure else None
-        for source in results.sources if pretrained else []:
+        for source in results.sources if pretrained and not leave_one_out else []:
             loss_curves(results, pretrained[0], source, made)
-        label_rates(results, made)
-        ablation(results, made)
+        if not leave_one_out:
+            label_rates(results, made)
+            ablation(results, made)
     print(f"{len(made)} figures in results/: {', '.join(path.split('/')[-1] for path in made)}")
     return made

@@ -5,11 +5,10 @@ row of saved/results.csv. Nothing is trained here; reproduce.py runs the jobs, t
 """
 
 import functools
+import itertools
 import shlex
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 import classifier
 import cross_dataset_test
@@ -51,6 +50,7 @@ class Cell(NamedTuple):
     rate: float
     seed: int  # of the classifier
     target: str
+    gyroscope: bool = True  # False: the target's is taken away
 
     @property
     def run(self):
@@ -115,6 +115,7 @@ class Grid:
         gpu=None,
         epochs=None,
         classifier_epochs=None,
+        without_gyroscope=False,
     ):
         self.all_variants = read_variants()
         self.sources, self.targets, self.rates, self.runs = sources, targets, rates, runs
@@ -127,6 +128,7 @@ class Grid:
                 there = ", ".join(self.all_variants)
                 raise UserError(f"--variants {name}: config/variants.json has {there}, or all, or all_v2")
         self.version, self.label_index, self.gpu = version, label_index, gpu
+        self.without_gyroscope = without_gyroscope
         self.epochs, self.classifier_epochs = epochs or {}, classifier_epochs
         self.config_path = functools.lru_cache(None)(self._config_path)
         self.pretrain_config = functools.lru_cache(None)(self._pretrain_config)
@@ -153,8 +155,12 @@ class Grid:
     def jobs(self):
         """All jobs, the longest first, so that none is left alone at the end."""
         jobs = [Job(s, v, seed) for v in self.variants for s in self.sources for seed in self._seeds(v)]
-        jobs = [job for job in jobs if any(target != job.source for target in self.targets)]
+        jobs = [job for job in jobs if self.targets_of(job.source)]
         return sorted(jobs, key=self.work, reverse=True)
+
+    def targets_of(self, source):
+        """The targets that are none of the source's sets."""
+        return [target for target in self.targets if target not in utils.sets_of(source)]
 
     def _seeds(self, variant):
         return dict.fromkeys(seed for seed, _ in self.variant_runs(variant))
@@ -172,20 +178,21 @@ class Grid:
     def cells(self, job):
         """The rows of a job: label rate by label rate, seed by seed, target by target."""
         seeds = [seed for first, seed in self.variant_runs(job.variant) if first == job.seed]
-        targets = [target for target in self.targets if target != job.source]
-        return [Cell(job, rate, seed, target) for rate in self.rates for seed in seeds for target in targets]
+        targets = self.targets_of(job.source)
+        kinds = (True, False) if self.without_gyroscope and self.is_v2(job.variant) else (True,)
+        return [Cell(job, *cell) for cell in itertools.product(self.rates, seeds, targets, kinds)]
 
     def work(self, job):
         """About how long a job takes, in windows that go through a network."""
-        data = np.load(f"dataset/{job.source}/data_{self.version}.npy", mmap_mode="r")
+        count = sum(utils.counts_of(job.source, self.version))
         if self.is_v2(job.variant):  # by time on two cores: three label rates take no longer than one of v1's
             return 100 * len(self.rates) * 1000
         copies = 1 if self.all_variants[job.variant]["augment"] == "none" else COPIES
-        classifier = 100 * sum(self.rates) * len(data) * copies
+        classifier = 100 * sum(self.rates) * count * copies
         if self.is_baseline(job.variant):
             return classifier
         cfg = self.pretrain_config(job)["train"]  # an epoch with both losses takes about twice as long
-        return len(data) * copies * (cfg["n_epochs"] + cfg["n_epochs_cl"]) + classifier
+        return count * copies * (cfg["n_epochs"] + cfg["n_epochs_cl"]) + classifier
 
     # ------------------------------------------------------------------------------------------ command lines
 
@@ -250,7 +257,7 @@ class Grid:
 
     def test(self, cell):
         flags = [*self._common(cell.job), "-td", cell.target, *self._column(), *self._stems(cell)]
-        return Command("cross_dataset_test.py", flags)
+        return Command("cross_dataset_test.py", flags + ([] if cell.gyroscope else ["--no_gyroscope"]))
 
     def baseline(self, cell, targets):
         """Training of a baseline and its tests on `targets`."""
@@ -288,7 +295,7 @@ class Grid:
         else:
             pretrained = None if self.is_v2(cell.job.variant) else self.pretrain_config(cell.job)
             trained_with = ledger.training(pretrained, self.classifier_config(cell))
-        return ledger.config_hash(trained_with, cell.job.source, cell.target, self.version)
+        return ledger.config_hash(trained_with, cell.job.source, cell.target, self.version, cell.gyroscope)
 
     def weights(self, job):
         """The loss weights as they stand in the pretrained files' names."""
@@ -310,4 +317,4 @@ class Grid:
         """The .npz of the cell's predictions."""
         if self.is_baseline(cell.job.variant):
             return baselines.stem_path(self.baseline(cell, [cell.target]).args(), f"_{cell.target}.npz")
-        return self.classifier_path(cell, f"transformer_{cell.target}.npz")
+        return self.classifier_path(cell, f"transformer_{cell.target}{'' if cell.gyroscope else '_acc'}.npz")

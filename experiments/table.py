@@ -14,6 +14,7 @@ from bookkeeping import artefacts, ledger
 from bookkeeping.commands import UserError
 from experiments.grid import RATE
 from metrics import spread
+from utils import sets_of
 
 FOLDER = Path("results")
 METRICS = ("accuracy", "f1_macro")
@@ -45,7 +46,8 @@ def collect(grid):
         for cell in grid.cells(job):
             if not (row := rows.get(grid.key(cell))):
                 continue
-            found[job.variant, cell.rate, job.source, cell.target][cell.run] = row
+            target = cell.target if cell.gyroscope else f"{cell.target} without gyroscope"
+            found[job.variant, cell.rate, job.source, target][cell.run] = row
             if row.get("source_accuracy"):
                 own = {metric: row[f"source_{metric}"] for metric in METRICS}
                 own |= {key: row.get(key if key == "temperature" else f"source_{key}", "") for key in CONFIDENCE}
@@ -83,7 +85,7 @@ class Results:
 
     def pairs(self, source=None):
         sources = [source] if source else self.sources
-        return [(s, t) for s in sources for t in self.targets if s != t]
+        return [(s, t) for s in sources for t in self.targets if t not in sets_of(s)]
 
     def values(self, variant, rate, pairs, metric):
         """mean_over some (source, target) pairs."""
@@ -125,6 +127,26 @@ def pair_section(results, variant, rate):
     add("all pairs, average", results.pairs())
     title = f"{results.grid.title(variant)}, label rate {rate:g}"
     return Section(title, ["source → target", "majority", "accuracy", "macro F1", "runs"], rows, ruled)
+
+
+def leave_one_out_section(results, rate):
+    """A row a set that was the target of all others, one where its gyroscope was taken away; the means over targets."""
+    header = ["target, left out", "majority"]
+    header += [f"{results.grid.title(variant)}: accuracy / macro F1" for variant in results.variants] + ["runs"]
+    pairs, rows = results.pairs(), []
+
+    def add(name, chosen, share):
+        figures = [[spread(results.values(v, rate, chosen, m)) for m in METRICS] for v in results.variants]
+        runs = {results.runs(variant, rate, chosen) for variant in results.variants} - {"0"}
+        rows.append([name, share, *map(" / ".join, figures), ", ".join(sorted(runs))])
+
+    without = [(source, f"{target} without gyroscope") for source, target in pairs]
+    for pair, bare in zip(pairs, without, strict=True):
+        add(pair[1], [pair], f"{results.majority([pair]):.3f}")
+        add("  without its gyroscope", [bare], "")
+    add("mean", pairs, f"{results.majority(pairs):.3f}")
+    add("  without their gyroscopes", without, "")
+    return Section(f"Leave one out, label rate {rate:g}", header, rows, {2 * i for i in range(len(pairs) + 1)})
 
 
 def confidence_section(results, variant, rate):
@@ -172,8 +194,10 @@ def variant_section(results, rates, title):
     return Section(title, header, rows, ruled)
 
 
-def sections(results):
+def sections(results, leave_one_out=False):
     """All tables of the grid."""
+    if leave_one_out:
+        return [leave_one_out_section(results, rate) for rate in results.rates]
     detailed = [v for i, v in enumerate(results.variants) if i == 0 or v == "copy"]
     made = [pair_section(results, variant, results.rate) for variant in detailed]
     made += filter(None, [confidence_section(results, variant, results.rate) for variant in detailed])
@@ -208,7 +232,10 @@ def facts(results):
 
 def as_text(section):
     widths = [max(len(row[i]) for row in [section.header, *section.rows]) for i in range(len(section.header))]
-    line = lambda row: "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths)))  # noqa: E731, B905
+
+    def line(row):
+        return "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+
     rule = "-" * (sum(widths) + 2 * len(widths) - 2)
     lines = [section.title, "=" * len(rule), line(section.header)]
     for number, row in enumerate(section.rows):
@@ -225,8 +252,16 @@ def as_markdown(section):
 
 def as_latex(section):
     def escape(text):
-        for old, new in (("\\", r"\textbackslash{}"), ("&", r"\&"), ("%", r"\%"), ("_", r"\_"), ("#", r"\#"),
-                         ("→", r"$\to$"), ("±", r"$\pm$"), ("–", "--")):  # fmt: skip
+        for old, new in (
+            ("\\", r"\textbackslash{}"),
+            ("&", r"\&"),
+            ("%", r"\%"),
+            ("_", r"\_"),
+            ("#", r"\#"),
+            ("→", r"$\to$"),
+            ("±", r"$\pm$"),
+            ("–", "--"),
+        ):
             text = text.replace(old, new)
         return text
 
@@ -261,20 +296,23 @@ def flat(results):
     return rows
 
 
-def write(grid):
+def write(grid, leave_one_out=False):
     """Print the tables and write results/table.{txt,md,tex,csv}; returns the text. No row is an error."""
     results = Results(grid)
     if not results.pairs():
-        raise UserError(f"no row of {ledger.PATH} belongs to this grid; run it first, or give the flags it was run "
-                        "with (--epochs, --classifier_epochs, -dv, -l)")  # fmt: skip
-    made, note = sections(results), NOTE + "\n" + facts(results)
+        raise UserError(
+            f"no row of {ledger.PATH} belongs to this grid; run it first, or give the flags it was run "
+            "with (--epochs, --classifier_epochs, -dv, -l)"
+        )
+    stem = "leave_one_out" if leave_one_out else "table"
+    made, note = sections(results, leave_one_out), NOTE + "\n" + facts(results)
     text = "\n\n".join([*map(as_text, made), note]) + "\n"
     markdown = "\n\n".join([*map(as_markdown, made), note]) + "\n"
     latex = "\n\n".join(["% needs \\usepackage{booktabs}", *map(as_latex, made)])
     latex += "\n\n" + "\n".join(f"% {line}" for line in note.splitlines()) + "\n"
     for ending, content in (("txt", text), ("md", markdown), ("tex", latex)):
-        with artefacts.atomic(FOLDER / f"table.{ending}") as handle:
+        with artefacts.atomic(FOLDER / f"{stem}.{ending}") as handle:
             handle.write(content.encode())
-    artefacts.save_table(FOLDER / "table.csv", flat(results))
-    print(f"\n{text}\nalso as results/table.txt, .md, .tex and .csv")
+    artefacts.save_table(FOLDER / f"{stem}.csv", flat(results))
+    print(f"\n{text}\nalso as results/{stem}.txt, .md, .tex and .csv")
     return text

@@ -74,8 +74,9 @@ def normalised_backward(dy, z, bias, residual, gamma):
     """The gradient of z (and of the residual), and the sums that are those of gamma, beta and the bias."""
     ds, (n, D) = torch.empty_like(z), z.shape
     sums = torch.empty(16 * MULTIPROCESSORS, 3, D, device=z.device)
-    kernels.norm_backward[(len(sums),)](dy.contiguous(), z, bias, residual, gamma, ds, sums, n, D,
-                                        residual is not None, 4, width(D), num_warps=1)  # fmt: skip
+    kernels.norm_backward[(len(sums),)](
+        dy.contiguous(), z, bias, residual, gamma, ds, sums, n, D, residual is not None, 4, width(D), num_warps=1
+    )
     return ds, add_up(sums)
 
 
@@ -169,8 +170,9 @@ class Embed(torch.autograd.Function):
             raise ValueError(f"windows of {T} steps and {C} channels for {len(position)} and {weight.shape[1]}")
         x, out = x.contiguous(), torch.empty(B * T, D, device=x.device, dtype=dtype)
         norm, grid = torch.empty(B, T, 2, device=x.device), (B, triton.cdiv(T, ROWS))
-        kernels.embed_forward[grid](x, weight, bias, gamma, beta, position, out, norm, T, C, D, ROWS, width(D),
-                                    num_warps=2)  # fmt: skip
+        kernels.embed_forward[grid](
+            x, weight, bias, gamma, beta, position, out, norm, T, C, D, ROWS, width(D), num_warps=2
+        )
         ctx.save_for_backward(x, weight, bias, gamma, beta, position, norm)
         return out
 
@@ -182,8 +184,26 @@ class Embed(torch.autograd.Function):
         grid = (min(B, 16), triton.cdiv(T, R))
         d_position = torch.empty(grid[0], T, D, device=x.device)
         sums = torch.empty(grid[0], grid[1], C + 3, D, device=x.device)
-        kernels.embed_backward[grid](dh.contiguous(), x, weight, bias, gamma, beta, position, norm, d_position, sums,
-                                     B, T, C, D, width(C + 1), R, width(D), num_warps=1)  # fmt: skip
+        kernels.embed_backward[grid](
+            dh.contiguous(),
+            x,
+            weight,
+            bias,
+            gamma,
+            beta,
+            position,
+            norm,
+            d_position,
+            sums,
+            B,
+            T,
+            C,
+            D,
+            width(C + 1),
+            R,
+            width(D),
+            num_warps=1,
+        )
         sums = add_up(sums.flatten(0, 1))
         return None, sums[:C].T, sums[C], sums[C + 1], sums[C + 2], add_up(d_position), None
 
@@ -287,8 +307,25 @@ class Pool(torch.autograd.Function):
         T = len(h) // B
         shift = (pooled * d_pooled).sum(-1)
         dz, sums = torch.empty_like(z), torch.empty(B, triton.cdiv(T + 1, L), H + 2, P, device=h.device)
-        kernels.pool_backward[(B, sums.shape[1])](z, bias, token, query, logs, d_pooled.contiguous(), shift, dz, sums,
-                                                  T, ctx.eps, H, P, R, L, width(P), num_warps=1)  # fmt: skip
+        kernels.pool_backward[(B, sums.shape[1])](
+            z,
+            bias,
+            token,
+            query,
+            logs,
+            d_pooled.contiguous(),
+            shift,
+            dz,
+            sums,
+            T,
+            ctx.eps,
+            H,
+            P,
+            R,
+            L,
+            width(P),
+            num_warps=1,
+        )
         sums = add_up(sums.flatten(0, 1))
         return dz @ weight, weight_gradient(dz, h), sums[H], sums[H + 1], sums[:H], None, None
 
@@ -344,14 +381,14 @@ def representation(transformer, x, rows, dtype):
     """Windows (B, T, C) to representations (n, D): of the steps `rows` (B * M,) of all B * T, or, if None, of all."""
     embed, attn, ff = transformer.embed, transformer.attn, transformer.pwff
     norm1, norm2 = transformer.norm1, transformer.norm2
-    h = Embed.apply(x, embed.lin.weight, embed.lin.bias, embed.norm.gamma, embed.norm.beta, embed.pos_embed.weight,
-                    dtype)  # (B * T, D)  # fmt: skip
+    h = Embed.apply(
+        x, embed.lin.weight, embed.lin.bias, embed.norm.gamma, embed.norm.beta, embed.pos_embed.weight, dtype
+    )  # (B * T, D)
     projections = attn.proj_q, attn.proj_k, attn.proj_v
     weight, bias = (torch.stack([getattr(p, name) for p in projections]) for name in ("weight", "bias"))
     a = Attend.apply(h, rows, weight, bias, len(x), attn.H)
     h = ResidualNorm.apply(a, transformer.proj.weight, transformer.proj.bias, norm1.gamma, norm1.beta)
-    return FeedForwardNorm.apply(h, ff.fc1.weight, ff.fc1.bias, ff.fc2.weight, ff.fc2.bias, norm2.gamma,
-                                 norm2.beta)  # fmt: skip
+    return FeedForwardNorm.apply(h, ff.fc1.weight, ff.fc1.bias, ff.fc2.weight, ff.fc2.bias, norm2.gamma, norm2.beta)
 
 
 def class_output(head, h, B, keep):

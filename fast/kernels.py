@@ -42,8 +42,9 @@ def standardise_backward(d, unit, scale, D: tl.constexpr):
 
 
 @triton.jit
-def norm_forward(z, bias, residual, gamma, beta, out, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr,
-                 W: tl.constexpr):  # fmt: skip
+def norm_forward(
+    z, bias, residual, gamma, beta, out, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr, W: tl.constexpr
+):
     """ADD: z gets its bias and a residual; without it there is neither."""
     first, cols = tl.program_id(0).to(tl.int64) * R, tl.arange(0, W)
     inside = (tl.arange(0, R) < n - first)[:, None] & (cols < D)[None, :]
@@ -58,8 +59,9 @@ def norm_forward(z, bias, residual, gamma, beta, out, n, D: tl.constexpr, ADD: t
 
 
 @triton.jit
-def norm_backward(dy, z, bias, residual, gamma, ds, sums, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr,
-                  W: tl.constexpr):  # fmt: skip
+def norm_backward(
+    dy, z, bias, residual, gamma, ds, sums, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr, W: tl.constexpr
+):
     """ds (n, D), and of each program the sums over its rows that are the gradients of gamma, beta and z's bias."""
     cols = tl.arange(0, W)
     g = tl.load(gamma + cols, cols < D, 0.0)[None, :]
@@ -138,8 +140,21 @@ def linear(x, weight, bias, rows, cols, C: tl.constexpr, D: tl.constexpr, CENTRE
 
 
 @triton.jit
-def embed_forward(x, weight, bias, gamma, beta, position, out, norm, T, C: tl.constexpr, D: tl.constexpr,
-                  R: tl.constexpr, W: tl.constexpr):  # fmt: skip
+def embed_forward(
+    x,
+    weight,
+    bias,
+    gamma,
+    beta,
+    position,
+    out,
+    norm,
+    T,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+):
     """A tile is R steps of one window: h = LN(LN(Linear(x)) + position).
 
     norm (B, T, 2) gets what the second norm multiplies a row with and what it then adds. (Keeping the first norm's too
@@ -161,8 +176,25 @@ def embed_forward(x, weight, bias, gamma, beta, position, out, norm, T, C: tl.co
 
 
 @triton.jit
-def embed_backward(dh, x, weight, bias, gamma, beta, position, norm, d_position, sums, B, T, C: tl.constexpr,
-                   D: tl.constexpr, A: tl.constexpr, R: tl.constexpr, W: tl.constexpr):  # fmt: skip
+def embed_backward(
+    dh,
+    x,
+    weight,
+    bias,
+    gamma,
+    beta,
+    position,
+    norm,
+    d_position,
+    sums,
+    B,
+    T,
+    C: tl.constexpr,
+    D: tl.constexpr,
+    A: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+):
     """A program takes R steps of every so many windows; A is C + 1 filled up to a power of two.
 
     Writes its sums of the gradients: d_position (programs, T, D) and sums (programs, tiles, C + 3, D), which are the
@@ -210,9 +242,23 @@ def embed_backward(dh, x, weight, bias, gamma, beta, position, norm, d_position,
 
 
 @triton.jit
-def attend_forward(q, kv, out, logs, scale, M: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, KV: tl.constexpr,
-                   H: tl.constexpr, K: tl.constexpr, S: tl.constexpr, P: tl.constexpr, PRECISION: tl.constexpr,
-                   R: tl.constexpr):  # fmt: skip
+def attend_forward(
+    q,
+    kv,
+    out,
+    logs,
+    scale,
+    M: tl.constexpr,
+    T: tl.constexpr,
+    Q: tl.constexpr,
+    KV: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    PRECISION: tl.constexpr,
+    R: tl.constexpr,
+):
     """A program is one head of one window: keys and values of all its steps, R queries at a time.
 
     Q and KV are the lengths of a row of q and of kv in memory, K and P a head's features and their tile's width, S that
@@ -239,9 +285,27 @@ def attend_forward(q, kv, out, logs, scale, M: tl.constexpr, T: tl.constexpr, Q:
 
 
 @triton.jit
-def attend_backward(q, kv, out, logs, da, dq, dkv, d_bias, scale, M: tl.constexpr, T: tl.constexpr, Q: tl.constexpr,
-                    KV: tl.constexpr, H: tl.constexpr, K: tl.constexpr, S: tl.constexpr, P: tl.constexpr,
-                    PRECISION: tl.constexpr, R: tl.constexpr):  # fmt: skip
+def attend_backward(
+    q,
+    kv,
+    out,
+    logs,
+    da,
+    dq,
+    dkv,
+    d_bias,
+    scale,
+    M: tl.constexpr,
+    T: tl.constexpr,
+    Q: tl.constexpr,
+    KV: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    S: tl.constexpr,
+    P: tl.constexpr,
+    PRECISION: tl.constexpr,
+    R: tl.constexpr,
+):
     """Like attend_forward; the weights are computed again, transposed (S, R), from the logs of their sums.
 
     What a row's softmax subtracts is its da . out, so no sum over the steps is needed. d_bias (B, 2D) gets the sums
@@ -295,8 +359,22 @@ def pool_tokens(z, bias, token, start, T, P: tl.constexpr, eps, R: tl.constexpr,
 
 
 @triton.jit
-def pool_forward(z, bias, token, query, pooled, logs, T, eps, H: tl.constexpr, P: tl.constexpr, R: tl.constexpr,
-                 W: tl.constexpr, G: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def pool_forward(
+    z,
+    bias,
+    token,
+    query,
+    pooled,
+    logs,
+    T,
+    eps,
+    H: tl.constexpr,
+    P: tl.constexpr,
+    R: tl.constexpr,
+    W: tl.constexpr,
+    G: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """A program is one window, R tokens at a time with a running maximum. G is H filled up to 16, a product's least."""
     window, cols, heads = tl.program_id(0).to(tl.int64), tl.arange(0, W), tl.arange(0, G)
     at, there = heads[:, None] * P + cols[None, :], (heads < H)[:, None] & (cols < P)[None, :]
@@ -316,8 +394,24 @@ def pool_forward(z, bias, token, query, pooled, logs, T, eps, H: tl.constexpr, P
 
 
 @triton.jit
-def pool_backward(z, bias, token, query, logs, d_pooled, shift, dz, sums, T, eps, H: tl.constexpr, P: tl.constexpr,
-                  R: tl.constexpr, L: tl.constexpr, W: tl.constexpr):  # fmt: skip
+def pool_backward(
+    z,
+    bias,
+    token,
+    query,
+    logs,
+    d_pooled,
+    shift,
+    dz,
+    sums,
+    T,
+    eps,
+    H: tl.constexpr,
+    P: tl.constexpr,
+    R: tl.constexpr,
+    L: tl.constexpr,
+    W: tl.constexpr,
+):
     """A program is L tokens of one window, R at a time: dz (B, T, P), and its sums (B, programs, H + 2, P), which are
     the gradients of the queries, of z's bias and of the class token. A score's is weight * (unit . d_pooled - shift).
     Computed in float32, where the forward's products round to bfloat16 or TF32: within that its weights add up to 1.
@@ -366,8 +460,9 @@ def similarities(mine, others, rows, columns, n, temperature):
 
 
 @triton.jit
-def nt_xent_forward(z, loss, logs, n, temperature, FEATURES: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-                    P: tl.constexpr):  # fmt: skip
+def nt_xent_forward(
+    z, loss, logs, n, temperature, FEATURES: tl.constexpr, R: tl.constexpr, S: tl.constexpr, P: tl.constexpr
+):
     """A program is R rows: their losses, and the logs of the sums of exponentials."""
     rows = tl.program_id(0) * R + tl.arange(0, R)
     mine = unit_rows(z, rows, n, FEATURES, P)[0]
@@ -385,8 +480,9 @@ def nt_xent_forward(z, loss, logs, n, temperature, FEATURES: tl.constexpr, R: tl
 
 
 @triton.jit
-def nt_xent_backward(z, logs, scale, dz, n, temperature, FEATURES: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
-                     P: tl.constexpr):  # fmt: skip
+def nt_xent_backward(
+    z, logs, scale, dz, n, temperature, FEATURES: tl.constexpr, R: tl.constexpr, S: tl.constexpr, P: tl.constexpr
+):
     """A similarity counts in both its rows' softmax: its gradient is the sum of two weights, less 2 for a pair."""
     rows, cols = tl.program_id(0) * R + tl.arange(0, R), tl.arange(0, P)
     mine, over_length, free = unit_rows(z, rows, n, FEATURES, P)
@@ -424,8 +520,9 @@ def add_spans(chosen, lengths, starts, out, n, rounds, M, T: tl.constexpr, R: tl
 
 
 @triton.jit
-def hide(x, positions, zeroed, out, M, T: tl.constexpr, C: tl.constexpr, P: tl.constexpr, S: tl.constexpr,
-         A: tl.constexpr):  # fmt: skip
+def hide(
+    x, positions, zeroed, out, M, T: tl.constexpr, C: tl.constexpr, P: tl.constexpr, S: tl.constexpr, A: tl.constexpr
+):
     """A program is one window of x (B, T, C): 0 at its M positions if it is a zeroed one. Tiles are (S, P), (S, A)."""
     window = tl.program_id(0).to(tl.int64)
     x, out = x + window * T * C, out + window * T * C

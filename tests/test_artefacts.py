@@ -466,8 +466,8 @@ def test_the_same_stage_again_with_the_same_result_spoils_nothing(trained):
 
 
 def test_labels_of_another_run_than_the_embeddings_are_refused(trained):
-    kept = [(trained.folder / f"embed/label_a_20_120.{end}", b) for end in ("npy", "json")
-            for b in [(trained.folder / f"embed/label_a_20_120.{end}").read_bytes()]]  # fmt: skip
+    paths = [trained.folder / f"embed/label_a_20_120.{end}" for end in ("npy", "json")]
+    kept = [(path, path.read_bytes()) for path in paths]
     trained.run("pretrain", "-d", "a", "--seed", 8), trained.run("embedding", "-d", "a")
     for path, content in kept:
         path.write_bytes(content)

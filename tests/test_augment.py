@@ -294,8 +294,8 @@ def test_strong_view_agrees_with_the_plain_procedure(orders):
     after = [np.bincount(part[:, :-1][b], minlength=T) for part, b in zip((ours, plain), broken, strict=True)]
     assert agree(*after) > LIKELY  # at which steps a piece ends
     assert all(part[118] == 0 for part in after), "no cut lies beyond step 117, so 118 and 119 stay together"
-    lengths = [np.bincount([len(s) for row in part[:3000] for s in segments_of(row)], minlength=T + 1)
-               for part in (ours, plain)]  # fmt: skip
+    pieces = [[len(piece) for row in part[:3000] for piece in segments_of(row)] for part in (ours, plain)]
+    lengths = [np.bincount(part, minlength=T + 1) for part in pieces]
     assert agree(*lengths) > LIKELY
 
 

@@ -33,9 +33,10 @@ def test_no_call_runs_code_from_a_file_or_a_shell(path):
 
 
 @pytest.mark.parametrize(
-    "keys", [configs.PRETRAIN_KEYS, configs.MASK_KEYS, configs.ENCODER_KEYS, configs.CLASSIFIER_KEYS],
+    "keys",
+    [configs.PRETRAIN_KEYS, configs.MASK_KEYS, configs.ENCODER_KEYS, configs.CLASSIFIER_KEYS],
     ids=["pretrain", "mask", "encoder", "classifier"],
-)  # fmt: skip
+)
 def test_every_configuration_key_is_read_by_something(keys):
     for key in keys:
         read = sum(text.count(f'["{key}"]') for text in TEXT.values())

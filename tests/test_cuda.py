@@ -1,28 +1,26 @@
 """What only a GPU can show: the same losses there, recorded steps equal to plain ones, resume, determinism."""
 
-import functools
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, make_windows
+from conftest import MASK, ROOT, make_windows
+from conftest import PAPER as ENCODER
 
-import fast
 import pretrain
 import utils
 from augment import draw_masks, instance_norm, make_generator
-from batches import InMemory, draw_epoch, open_views
+from batches import Draws, InMemory, open_views
 from bookkeeping import commands
+from fast.exact import Exact
 from models import Contrastive, MaskedModel, draw_keep, losses
+from plain import Alone, Plain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here")
 
-ENCODER = {
-    "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True
-}  # fmt: skip
-MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}
+GPU, CPU = Alone(torch.device("cuda", 0)), Alone(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -33,26 +31,27 @@ def full_precision():
     torch.set_float32_matmul_precision("highest")
 
 
-def gradients(step_losses, both, B=96):
-    """(losses, {parameter: gradient}) of one batch on the GPU, the same for every step_losses."""
+def gradients(engine, both, B=96):
+    """(losses, {parameter: gradient}) of one batch on the GPU, the same for every engine."""
     torch.manual_seed(0)
     model, head = MaskedModel(ENCODER).cuda().train(), Contrastive(72).cuda().train()
     generator = make_generator("cuda", 3)
     views = instance_norm(torch.randn(2, B, 120, 6, device="cuda", generator=generator))
     masks = draw_masks(2 * B, 120, 6, MASK, generator)
     keep = draw_keep(2 * B, 100, head.P_FF, generator)
-    masked, contrastive = step_losses(model, head, views, masks, keep, both)
+    masked, contrastive = losses(engine, model, head, views, masks, keep, both)
     (6 * masked + contrastive if both else masked).backward()
     named = [*model.named_parameters("model"), *head.named_parameters("head")]
     return torch.stack([masked, contrastive]).detach(), {n: p.grad for n, p in named if p.grad is not None}
 
 
 @pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
-def test_fast_losses_equal_the_plain_ones_on_the_gpu(both, dtype, tolerance):
-    plain, wanted = gradients(losses, both)
-    ours, found = gradients(functools.partial(fast.losses, dtype=dtype), both)
-    torch.testing.assert_close(ours, plain, rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=0)
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-4), ("bf16", 0.2)])
+def test_fast_losses_equal_the_plain_ones_on_the_gpu(both, precision, tolerance):
+    """Those of a GPU without Triton; tests/test_gpu.py has the others."""
+    plain, wanted = gradients(Plain(GPU), both)
+    ours, found = gradients(Exact(GPU, precision), both)
+    torch.testing.assert_close(ours, plain, rtol=1e-4 if precision == "fp32" else 1e-2, atol=0)
     largest = max(float(gradient.norm()) for gradient in wanted.values())
     for name, gradient in wanted.items():
         if name in found:
@@ -61,24 +60,27 @@ def test_fast_losses_equal_the_plain_ones_on_the_gpu(both, dtype, tolerance):
 
 @pytest.mark.parametrize("both", [False, True])
 def test_a_recorded_step_does_what_the_step_does(both):
-    def train(graph):
+    def train(recorded):
         torch.manual_seed(0)
-        model, head = MaskedModel(ENCODER).cuda().train(), Contrastive(72).cuda().train()
+        engine, model, head = Exact(GPU), MaskedModel(ENCODER).cuda().train(), Contrastive(72).cuda().train()
         optimizer = torch.optim.Adam([*model.parameters(), *head.parameters()], fused=True, capturable=True)
+        networks = {"model": model, "head": head, "optimizer": optimizer}
         views = InMemory(torch.randn(2, 64, 120, 6, device="cuda", generator=make_generator("cuda", 1)))
-        draw = next(draw_epoch(64, 32, 2, (120, 6), MASK, head, make_generator("cuda", 2)))
-        index, total = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.zeros(2, device="cuda")
+        cfg, total = {"seed": 2, "batch_size": 32, "lambda1": 6, "lambda2": 1}, torch.zeros(2, device="cuda")
+        draws = Draws(engine, [64], (120, 6), {"train": cfg, "mask": MASK}, head)
+        draws.start(0)
 
         def step(both):
-            weights = {"lambda1": 6, "lambda2": 1}
-            pretrain.train_step(fast.losses, model, head, optimizer, views, weights, draw, index, total, both)
-            index.add_(1)
+            total.add_(pretrain.train_step(engine, networks, views, draws, cfg, both))
 
-        run = fast.Captured(step, [model, head], optimizer, [total, index]) if graph else step
+        run = engine.recorded(step, [model, head], optimizer, [total, draws.index]) if recorded else step
         for _ in range(3):
-            index.zero_()
-            run(both), run(both)
-        return torch.cat([t.flatten().float() for t in (*model.state_dict().values(), *head.state_dict().values())])
+            for order in draws.epoch(2):
+                for _ in views.batches(order):
+                    run(both)
+            draws.ahead()
+        states = (*model.state_dict().values(), *head.state_dict().values(), total)
+        return torch.cat([tensor.flatten().float() for tensor in states])
 
     torch.testing.assert_close(train(True), train(False), rtol=1e-3, atol=1e-4)
 
@@ -102,7 +104,7 @@ def test_an_interrupted_run_on_the_gpu_continues_to_the_same_losses(project, mon
             raise KeyboardInterrupt
         return original(epoch, *rest)
 
-    monkeypatch.setattr("resume.COPY_SECONDS", 0)
+    monkeypatch.setattr("bookkeeping.resume.COPY_SECONDS", 0)
     monkeypatch.setattr(pretrain, "epoch_row", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_on_gpu("-s", "broken")
@@ -135,12 +137,11 @@ def test_a_gpu_is_used_without_a_flag_and_one_that_is_not_there_is_refused():
 def test_streamed_views_are_those_in_memory_and_those_of_the_cpu(method):
     """No step waits for another here: every batch must be there when it is read, and stay until it was."""
     data = make_windows(300)[0]
-    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
-    parts, places = [np.arange(1800)], ((gpu, 0), (gpu, 1), (cpu, 1))  # where, and how many GB may live there
-    (streamed,), (whole,), (plain,) = (open_views(data, parts, method, 1, *place) for place in places)
+    parts, places = [np.arange(1800)], ((GPU, 0), (GPU, 1), (CPU, 1))  # where, and how many GB may live there
+    (streamed,), (whole,), (plain,) = (open_views(Exact(team), data, parts, method, 1, gb) for team, gb in places)
     torch.testing.assert_close(whole.views.cpu(), plain.views, rtol=1e-3, atol=1e-4)
-    order = torch.randperm(1800, device=gpu).view(-1, 50).repeat(5, 1)
-    busy, seen = torch.randn(2048, 2048, device=gpu), []
+    order = torch.randperm(1800, device=GPU.device).view(-1, 50).repeat(5, 1)
+    busy, seen = torch.randn(2048, 2048, device=GPU.device), []
     for step in streamed.batches(order):
         busy = (busy @ busy).clamp(-1, 1)
         seen.append(streamed.batch(order[step]).clone())
@@ -166,8 +167,10 @@ def test_two_gpus_learn_what_one_learns(project, record):
     script.write_text(f"""
 import runpy, sys
 sys.path.insert(0, {str(ROOT)!r})
-import parallel
-parallel.RECORD = {record}
+import plain
+from fast.exact import Exact
+if not {record}:
+    Exact.recorded = plain.Plain.recorded
 runpy.run_path({str(ROOT / "pretrain.py")!r}, run_name="__main__")
 """)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

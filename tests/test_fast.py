@@ -1,24 +1,25 @@
-"""The engines of fast/ against the plain one: the same losses and gradients, up to rounding, and which is chosen."""
+"""fast/exact.py against plain.py: the same losses, gradients and representations; and which engine a script gets."""
+
+import inspect
 
 import pytest
 import torch
+from conftest import MASK, ODD
+from conftest import PAPER as ENCODER
 
 import fast
+import plain
 from augment import draw_masks, instance_norm
 from bookkeeping.commands import UserError
-from fast import exact
+from fast.exact import Exact, all_steps, chosen_steps, embed
+from fast.parallel import Processes
 from models import Contrastive, MaskedModel, draw_keep, losses
 from plain import Alone, Plain
 
-ENCODER = {
-    "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True
-}  # fmt: skip
-ODD = {"feature_num": 5, "hidden": 21, "hidden_ff": 13, "n_layers": 1, "n_heads": 3, "seq_len": 37, "emb_norm": True}
-MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}
+CPU = torch.device("cpu")
+PLAIN, EXACT, ROUNDED = Plain(Alone(CPU)), Exact(Alone(CPU)), Exact(Alone(CPU), "bf16")
 # In exact arithmetic the key's bias adds the same to all of a row's scores, so its gradient is 0; the fast path
 # leaves it without one, and the plain path's is rounding noise.
-CPU = Alone(torch.device("cpu"))
-PLAIN, EXACT = Plain(CPU), exact.Exact(CPU)
 NO_GRADIENT = "attn.proj_k.bias"
 
 
@@ -30,7 +31,7 @@ def filled(module, generator, dtype):
     return module.to(dtype)
 
 
-def run(engine, cfg, B, both, training, mask_cfg, dtype):
+def run(engine, cfg, B, both, training, mask_cfg=MASK, dtype=torch.float32):
     """(masked, contrastive, gradients, running statistics) of one batch, the same for every engine."""
     g = torch.Generator().manual_seed(7)
     model = filled(MaskedModel(cfg), g, dtype).train(training)
@@ -48,28 +49,28 @@ def run(engine, cfg, B, both, training, mask_cfg, dtype):
     return masked.detach(), contrastive.detach(), gradients, running
 
 
-def assert_same(cfg, B, both, training, mask_cfg=MASK, dtype=torch.float32):
-    """The fast losses and all their gradients equal the plain ones."""
-    args = (cfg, B, both, training, mask_cfg, dtype)
-    masked, contrastive, gradients, running = run(EXACT, *args)
-    plain_masked, plain_contrastive, plain_gradients, plain_running = run(PLAIN, *args)
+def assert_same(*args, dtype=torch.float32):
+    """The fast losses and all their gradients equal the plain ones; `args` are those of run."""
+    both = args[2]
+    masked, contrastive, gradients, running = run(EXACT, *args, dtype=dtype)
+    plain_masked, plain_contrastive, plain_gradients, plain_running = run(PLAIN, *args, dtype=dtype)
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
     torch.testing.assert_close(masked, plain_masked, rtol=tolerance, atol=0)
     torch.testing.assert_close(contrastive, plain_contrastive, rtol=tolerance, atol=0)
     assert float(contrastive) > 0 if both else float(contrastive) == 0
-    largest = max(float(plain.abs().max()) for plain in plain_gradients.values() if plain is not None)
-    for name, plain in plain_gradients.items():
+    largest = max(float(wanted.abs().max()) for wanted in plain_gradients.values() if wanted is not None)
+    for name, wanted in plain_gradients.items():
         ours = gradients[name]
         if name.endswith(NO_GRADIENT):
-            assert ours is None and plain.abs().max() < 1e-5
-        elif plain is None:
+            assert ours is None and wanted.abs().max() < 1e-5
+        elif wanted is None:
             assert ours is None, name
         else:  # relative to the parameter's largest gradient; a bias before BatchNorm has none but rounding noise
-            scale = max(float(plain.abs().max()), 1e-3 * largest)
-            furthest = float((ours - plain).abs().max())
+            scale = max(float(wanted.abs().max()), 1e-3 * largest)
+            furthest = float((ours - wanted).abs().max())
             assert furthest < tolerance * scale, (name, furthest, scale)
-    for ours, plain in zip(running, plain_running, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=tolerance, atol=tolerance)
+    for ours, wanted in zip(running, plain_running, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -87,7 +88,7 @@ def test_windows_filled_with_random_values(both):
 @pytest.mark.parametrize("B", [2, 3, 33, 65])
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
 def test_odd_sizes(both, B):
-    assert_same(ODD, B, both, True, MASK | {"replace_prob": 0.5}, torch.float64)
+    assert_same(ODD, B, both, True, MASK | {"replace_prob": 0.5}, dtype=torch.float64)
 
 
 def test_the_representation_of_all_steps_is_the_encoders():
@@ -95,9 +96,10 @@ def test_the_representation_of_all_steps_is_the_encoders():
     model = filled(MaskedModel(ODD), g, torch.float64)
     x = torch.randn(4, 37, 5, generator=g, dtype=torch.float64)
     h = model.transformer(x)
-    torch.testing.assert_close(exact.all_steps(model.transformer, x), h, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(all_steps(model.transformer, x), h, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(EXACT.encoder(model.transformer)(x), h, rtol=1e-10, atol=1e-10)
     positions = torch.tensor([[0, 3, 36]] * 4)
-    torch.testing.assert_close(exact.chosen_steps(model.transformer, x, positions), h[:, [0, 3, 36]])
+    torch.testing.assert_close(chosen_steps(model.transformer, x, positions), h[:, [0, 3, 36]])
 
 
 def test_a_channel_that_is_zero_everywhere_makes_no_nan():
@@ -105,44 +107,16 @@ def test_a_channel_that_is_zero_everywhere_makes_no_nan():
     g = torch.Generator().manual_seed(0)
     embedding = filled(MaskedModel(ENCODER), g, torch.float64).transformer.embed
     x = torch.zeros(2, 120, 6, dtype=torch.float64)
-    torch.testing.assert_close(exact.embed(embedding, x), embedding(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(embed(embedding, x), embedding(x), rtol=1e-10, atol=1e-10)
 
 
-OTHERS = [ENCODER | {"n_layers": 2}, ENCODER | {"emb_norm": False}]
-
-
-def test_which_engine_is_chosen():
-    engine = fast.engine("cpu", encoder=ENCODER, training=True, on_gpu="bf16")
-    assert (engine.name, engine.precision, engine.note) == ("exact", "fp32", "")
-    engine = fast.engine("cpu", encoder=ENCODER, plain=True)
-    assert (engine.name, engine.precision, engine.note) == ("plain", "fp32", "")
-    for cfg in OTHERS:
-        engine = fast.engine("cpu", encoder=cfg)
-        assert engine.name == "plain" and "plain path: the shortcuts need" in engine.note
-        encoder = MaskedModel(cfg).transformer
-        assert EXACT.encoder(encoder) is encoder
-
-
-@pytest.mark.parametrize("cfg, plain", [(ENCODER, True), (OTHERS[0], False)])
-def test_the_plain_path_refuses_bfloat16(monkeypatch, cfg, plain):
-    monkeypatch.setattr(fast, "has_amx", lambda: True)
-    with pytest.raises(UserError, match="--precision bf16 is for the fast path.*leave it out"):
-        fast.engine("cpu", encoder=cfg, precision="bf16", plain=plain)
-
-
-def test_a_triton_that_cannot_build_leaves_the_slower_path():
-    """Here there is none, or no GPU: either way fast/gpu.py does not work."""
-    if torch.cuda.is_available():
-        pytest.skip("a GPU is here, where it may")
-    engine = fast.on_a_gpu(CPU, "fp32", ENCODER, True)
-    assert engine.name == "exact" and "slower path: Triton" in engine.note
+# ------------------------------------------------------------------------------------------------ bfloat16
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
 def test_bfloat16_is_close_and_leaves_float32_gradients(both):
-    half = exact.Exact(CPU, "bf16")
-    masked, contrastive, gradients, _ = run(half, ENCODER, 16, both, True, MASK, torch.float32)
-    plain_masked, plain_contrastive, plain, _ = run(PLAIN, ENCODER, 16, both, True, MASK, torch.float32)
+    masked, contrastive, gradients, _ = run(ROUNDED, ENCODER, 16, both, True)
+    plain_masked, plain_contrastive, plain, _ = run(PLAIN, ENCODER, 16, both, True)
     assert masked.dtype == contrastive.dtype == torch.float32
     torch.testing.assert_close(masked, plain_masked, rtol=0.05, atol=0)
     torch.testing.assert_close(contrastive, plain_contrastive, rtol=0.1, atol=0)
@@ -155,9 +129,8 @@ def test_bfloat16_is_close_and_leaves_float32_gradients(both):
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
 def test_bfloat16_on_a_cpu_with_tiles_is_close_and_leaves_float32_gradients(both):
     """The losses to 1 %, each parameter's gradient to 5 % of its size."""
-    half = fast.engine("cpu", encoder=ENCODER, precision="bf16")
-    masked, contrastive, gradients, _ = run(half, ENCODER, 32, both, True, MASK, torch.float32)
-    plain_masked, plain_contrastive, plain, _ = run(PLAIN, ENCODER, 32, both, True, MASK, torch.float32)
+    masked, contrastive, gradients, _ = run(ROUNDED, ENCODER, 32, both, True)
+    plain_masked, plain_contrastive, plain, _ = run(PLAIN, ENCODER, 32, both, True)
     assert masked.dtype == contrastive.dtype == torch.float32
     torch.testing.assert_close(masked, plain_masked, rtol=0.01, atol=0)
     torch.testing.assert_close(contrastive, plain_contrastive, rtol=0.01, atol=0)
@@ -169,10 +142,87 @@ def test_bfloat16_on_a_cpu_with_tiles_is_close_and_leaves_float32_gradients(both
             assert error < 0.05 * max(float(plain[name].norm()), 1e-2 * largest), (name, error)
 
 
+# ------------------------------------------------------------------------------------------ which engine
+
+
+def test_other_encoders_take_the_plain_path_and_say_so():
+    taken = fast.engine("cpu", encoder=ENCODER)
+    assert (type(taken), taken.precision, taken.note) == (Exact, "fp32", "")
+    for change in ({"n_layers": 2}, {"emb_norm": False}):
+        taken = fast.engine("cpu", encoder=ENCODER | change)
+        assert (type(taken), taken.precision) == (Plain, "fp32") and "plain path" in taken.note
+        encoder = MaskedModel(ENCODER | change).transformer
+        assert EXACT.encoder(encoder) is encoder
+    taken = fast.engine("cpu", encoder=ENCODER, plain=True)
+    assert (type(taken), taken.note) == (Plain, ""), "it was asked for"
+
+
+@pytest.mark.parametrize("cfg, asked", [(ENCODER, True), (ENCODER | {"n_layers": 2}, False)])
+def test_the_plain_path_refuses_bfloat16(monkeypatch, cfg, asked):
+    monkeypatch.setattr(fast, "has_amx", lambda: True)
+    with pytest.raises(UserError, match="--precision bf16 is for the fast path.*leave it out"):
+        fast.engine("cpu", encoder=cfg, precision="bf16", plain=asked)
+
+
 def test_bfloat16_is_refused_where_the_cpu_has_no_tiles(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True, raising=False)
-    assert fast.engine("cpu", encoder=ENCODER, precision="bf16").dtype is torch.bfloat16
-    assert fast.engine("cpu", encoder=ENCODER).dtype is None
+    assert fast.engine("cpu", encoder=ENCODER).dtype is None, "it is no default"
+    taken = fast.engine("cpu", encoder=ENCODER, precision="bf16")
+    assert (taken.precision, taken.dtype) == ("bf16", torch.bfloat16)
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # an older PyTorch
-    with pytest.raises(UserError, match="AMX"):
+    with pytest.raises(UserError, match="--precision bf16 on a CPU needs one with AMX"):
         fast.engine("cpu", encoder=ENCODER, precision="bf16")
+
+
+def test_a_triton_that_cannot_build_leaves_the_slower_path():
+    """Here there is none, or no GPU: either way fast/gpu.py does not work."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here, where it may")
+    taken = fast.on_a_gpu(Alone(CPU), "fp32", ENCODER, True)
+    assert type(taken) is Exact and taken.note.startswith("slower path: Triton is not installed or cannot build")
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """fast.engine as if there were a GPU: a function (its compute capability, the engine's arguments) -> the engine."""
+    usual = torch.get_float32_matmul_precision()
+
+    def make(capability, **more):
+        monkeypatch.setattr(fast, "Processes", lambda gpu: Alone(torch.device("cuda")))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(fast, "on_a_gpu", lambda team, precision, *_: Exact(team, precision))
+        return fast.engine(**more)
+
+    yield make
+    torch.set_float32_matmul_precision(usual)
+
+
+def test_the_default_precision_on_a_gpu(on_a_gpu):
+    modern, old, two_passes = (8, 0), (7, 5), ENCODER | {"n_layers": 2}
+    assert on_a_gpu(modern, encoder=ENCODER, on_gpu="bf16").precision == "bf16"
+    assert on_a_gpu(modern, encoder=ENCODER).precision == "fp32"
+    assert on_a_gpu(modern, on_gpu="tf32").precision == "tf32"
+    assert on_a_gpu(modern, encoder=two_passes, on_gpu="bf16").precision == "fp32"
+    assert on_a_gpu(modern, encoder=ENCODER, on_gpu="bf16", plain=True).precision == "fp32"
+    assert on_a_gpu(old, encoder=ENCODER, on_gpu="bf16").precision == "fp32"
+    with pytest.raises(UserError, match="--precision bf16 needs a GPU of compute capability 8.0"):
+        on_a_gpu(old, encoder=ENCODER, precision="bf16")
+
+
+def test_each_engine_on_a_gpu_sets_its_own_precision(on_a_gpu):
+    """reproduce.py runs stage after stage in one process: pretraining's TF32 must not reach the next one."""
+    for flags, wanted in (({"on_gpu": "bf16"}, "high"), ({}, "highest"), ({"on_gpu": "tf32"}, "high"), ({}, "highest")):
+        on_a_gpu((9, 0), encoder=ENCODER, **flags)
+        assert torch.get_float32_matmul_precision() == wanted
+
+
+def test_plain_engines_can_stand_in_for_fast_ones():
+    """The same door, and behind it the same methods with the same parameters: fast/ may be deleted."""
+    assert inspect.signature(plain.engine) == inspect.signature(fast.engine)
+    for simple, other in ((Plain, Exact), (Alone, Processes)):
+        for name, method in inspect.getmembers(simple, inspect.isfunction):
+            if not name.startswith("_"):
+                found = list(inspect.signature(getattr(other, name)).parameters)
+                assert len(found) == len(inspect.signature(method).parameters), (other, name)
+    with pytest.raises(UserError, match="--precision bf16: the plain path computes in float32"):
+        plain.engine("cpu", precision="bf16")

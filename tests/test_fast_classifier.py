@@ -1,4 +1,4 @@
-"""fast_classifier.py against the plain module: the same logits and gradients, and dropout with the right factors."""
+"""fast/classifier.py against the plain module: the same logits and gradients, and dropout with the right factors."""
 
 import copy
 
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import fast
-from fast import classifier as fast_classifier
+from fast import classifier
 from fast.classifier import Dropout, logits
+from fast.exact import Exact
 from models import Classifier
+from plain import Alone, Plain
 
-CONFIG = {
-    "input_size": 7, "hidden_size": 12, "num_heads": 3, "dim_feedforward": 20, "dropout_ratio": 0.3, "num_layers": 2
-}  # fmt: skip
+CONFIG = dict(input_size=7, hidden_size=12, num_heads=3, dim_feedforward=20, dropout_ratio=0.3, num_layers=2)
 
 
 class Factors(nn.Module):
@@ -59,7 +59,7 @@ def make(dtype, B=5, T=11):
 @pytest.mark.parametrize("rows", [1000, 11, 55, 7], ids="{} rows".format)
 def test_the_same_factors_give_the_same_loss_and_gradients(monkeypatch, dtype, tolerance, rows):
     """The plain module draws a layer's feed-forward at once, ours in pieces: multiples of 4 bits' words line up."""
-    monkeypatch.setattr(fast_classifier, "ROWS", rows)
+    monkeypatch.setattr(classifier, "ROWS", rows)
     model, h, y = make(dtype)
     ours = F.cross_entropy(logits(model, h, Dropout(0.3, 5)), y)
     ours.backward()
@@ -115,16 +115,30 @@ def test_a_dropout_of_zero_draws_nothing():
     assert Dropout.of(Classifier(CONFIG, 4), torch.Generator().manual_seed(1)).dropped == round(0.3 * 2**16)
 
 
+def test_the_engines_of_a_cpu_train_and_predict_with_it():
+    """In training the fast one draws dropout here; where none is drawn, and in the plain one, the module computes."""
+    team, generator = Alone(torch.device("cpu")), torch.Generator().manual_seed(5)
+    exact, plain, (model, h, _) = Exact(team), Plain(team), make(torch.float32)
+    dropout = exact.dropout(model, generator)
+    assert torch.equal(exact.logits(model, h, dropout), logits(model, h, Dropout.of(model, generator)))
+    assert plain.dropout(model, generator) is None
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(exact.logits(model, h), model(h)) and torch.equal(plain.logits(model, h), model(h))
+        found = Exact(team, "bf16").logits(model, h) if fast.has_amx() else model(h)
+    torch.testing.assert_close(found, model(h), rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_numbers_above_a_threshold_are_kept_exactly(dtype):
     g = torch.Generator().manual_seed(0)
     x = torch.randn(1001, generator=g).to(dtype)
     bits = torch.randint(-(2**15), 2**15, (1001,), generator=g).to(torch.int16)
-    assert torch.equal(fast_classifier.above(x, bits, -26215), torch.where(bits > -26215, x, 0))
+    assert torch.equal(classifier.above(x, bits, -26215), torch.where(bits > -26215, x, 0))
     other = torch.cat([torch.randn(998, generator=g), torch.tensor([0.0, -0.0, 1e-38])]).to(dtype)
     expected = torch.where(other > 0, x, 0)
-    assert torch.equal(fast_classifier.positive(x, other), expected)
-    assert fast_classifier.positive(x, other, out=x).data_ptr() == x.data_ptr() and torch.equal(x, expected)
+    assert torch.equal(classifier.positive(x, other), expected)
+    assert classifier.positive(x, other, out=x).data_ptr() == x.data_ptr() and torch.equal(x, expected)
 
 
 @pytest.mark.skipif(not fast.has_amx(), reason="needs a CPU with AMX")

@@ -1,23 +1,25 @@
-"""gpu.py against the plain losses of models.py, function by function and as a whole; needs a CUDA GPU with Triton."""
+"""fast/gpu.py against plain.py, function by function and as a whole; needs a CUDA GPU with Triton."""
 
-import functools
+import importlib
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import MASK, ODD
+from conftest import PAPER as ENCODER
 
+import fast
 from augment import Masks, add_spans, draw_masks, hide, instance_norm
 from models import Contrastive, Embedding, MaskedModel, draw_keep, losses, nt_xent
+from plain import Alone, Plain
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU here", allow_module_level=True)
-gpu = pytest.importorskip("gpu", reason="no Triton here")
+pytest.importorskip("triton", reason="no Triton here")
+gpu = importlib.import_module("fast.gpu")
 
-ENCODER = {
-    "feature_num": 6, "hidden": 72, "hidden_ff": 144, "n_layers": 1, "n_heads": 4, "seq_len": 120, "emb_norm": True
-}  # fmt: skip
-ODD = {"feature_num": 5, "hidden": 21, "hidden_ff": 13, "n_layers": 1, "n_heads": 3, "seq_len": 37, "emb_norm": True}
-MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}
+TEAM = Alone(torch.device("cuda"))
+PLAIN, GPU, ROUNDED = Plain(TEAM), gpu.Gpu(TEAM), gpu.Gpu(TEAM, "bf16")
 NO_GRADIENT = "attn.proj_k.bias"  # in exact arithmetic it has none (see tests/test_fast.py)
 
 
@@ -37,15 +39,15 @@ def filled(module, generator):
     return module.cuda()
 
 
-def run(step_losses, cfg, B, both, mask_cfg=MASK, training=True):
-    """(losses, gradients by name, running statistics) of one batch, the same for every `step_losses`."""
+def run(engine, cfg, B, both, mask_cfg=MASK, training=True):
+    """(losses, gradients by name, running statistics) of one batch, the same for every engine."""
     g = torch.Generator().manual_seed(7)
     model, head = filled(MaskedModel(cfg), g).train(training), filled(Contrastive(cfg["hidden"]), g).train(training)
     T, C = cfg["seq_len"], cfg["feature_num"]
     views = instance_norm(torch.randn(2, B, T, C, generator=g)).cuda()
     masks = Masks(*(part.cuda() for part in draw_masks(2 * B, T, C, mask_cfg, g)))
     keep = {n: f.cuda() for n, f in draw_keep(2 * B, 100, head.P_FF, g).items()} if training else None
-    masked, contrastive = step_losses(model, head, views, masks, keep, both)
+    masked, contrastive = losses(engine, model, head, views, masks, keep, both)
     (6 * masked + contrastive if both else masked).backward()
     named = [*model.named_parameters("model"), *head.named_parameters("head")]
     gradients = {name: parameter.grad for name, parameter in named if parameter.grad is not None}
@@ -71,31 +73,30 @@ def assert_same(ours, plain, tolerance, loss_tolerance):
 @pytest.mark.parametrize("cfg, B", [(ENCODER, 96), (ENCODER, 17), (ODD, 33)], ids=["real", "odd batch", "odd sizes"])
 def test_losses_and_gradients_are_the_plain_ones_in_float32(cfg, B, both, training):
     args = (cfg, B, both, MASK, training)
-    assert_same(run(gpu.losses, *args), run(losses, *args), 1e-4, 1e-5)
+    assert_same(run(GPU, *args), run(PLAIN, *args), 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
 def test_windows_filled_with_random_values(both):
     args = (ENCODER, 32, both, MASK | {"mask_prob": 0.3, "replace_prob": 0.7})
-    assert_same(run(gpu.losses, *args), run(losses, *args), 1e-4, 1e-5)
+    assert_same(run(GPU, *args), run(PLAIN, *args), 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
 @pytest.mark.parametrize("cfg, B, times", [(ENCODER, 256, 1), (ODD, 33, 2)], ids=["real", "odd sizes"])
 def test_tf32_and_bfloat16_are_close(cfg, B, times, both):
     """Of few windows the rounding errors average out less: `times` as much is allowed."""
-    plain = run(losses, cfg, B, both)
+    plain = run(PLAIN, cfg, B, both)
     torch.set_float32_matmul_precision("high")
-    assert_same(run(gpu.losses, cfg, B, both), plain, times * 1e-2, times * 1e-3)
-    ours = run(functools.partial(gpu.losses, dtype=torch.bfloat16), cfg, B, both)
+    assert_same(run(GPU, cfg, B, both), plain, times * 1e-2, times * 1e-3)
+    ours = run(ROUNDED, cfg, B, both)
     assert_same(ours, plain, times * 5e-2, times * 5e-3)
     assert all(gradient.dtype == torch.float32 for gradient in ours[1].values())
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
 def test_the_same_step_gives_the_same_bits(both):
-    step = functools.partial(gpu.losses, dtype=torch.bfloat16)
-    one, two = (run(step, ENCODER, 64, both) for _ in range(2))
+    one, two = (run(ROUNDED, ENCODER, 64, both) for _ in range(2))
     assert torch.equal(one[0], two[0])
     assert all(torch.equal(one[1][name], two[1][name]) for name in one[1])
 
@@ -115,19 +116,30 @@ def randn(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape))).cuda()
 
 
+def norm(z, gamma, beta):
+    return F.layer_norm(z, z.shape[-1:], gamma, beta, 1e-12)
+
+
+def residual_norm(x, W, b, gamma, beta):
+    return norm(x + F.linear(x, W, b), gamma, beta)
+
+
+def gelu_norm(x, W, b, gamma, beta):
+    return norm(F.gelu(F.linear(x, W, b)), gamma, beta)
+
+
+def feed_forward_norm(x, V, c, W, b, gamma, beta):
+    return norm(x + F.linear(F.gelu(F.linear(x, V, c)), W, b), gamma, beta)
+
+
 @pytest.mark.parametrize("n, D", [(1, 72), (1000, 72), (517, 21), (64, 128)])
 def test_layer_norms_and_feed_forward(n, D):
     x, W, b, g, beta, V, c = (randn(*s) for s in ((n, D), (D, D), (D,), (D,), (D,), (2 * D, D), (2 * D,)))
-    W2 = randn(D, 2 * D)
-    norm = lambda z, g, beta: F.layer_norm(z, (D,), g, beta, 1e-12)  # noqa: E731
-    cases = [
-        (gpu.ResidualNorm.apply, lambda x, W, b, g, beta: norm(x + F.linear(x, W, b), g, beta), (x, W, b, g, beta)),
-        (gpu.GeluNorm.apply, lambda x, W, b, g, beta: norm(F.gelu(F.linear(x, W, b)), g, beta), (x, W, b, g, beta)),
-        (gpu.FeedForwardNorm.apply,
-         lambda x, V, c, W2, b, g, beta: norm(x + F.linear(F.gelu(F.linear(x, V, c)), W2, b), g, beta),
-         (x, V, c, W2, b, g, beta)),
-    ]  # fmt: skip
-    for ours, plain, inputs in cases:
+    for ours, plain, inputs in (
+        (gpu.ResidualNorm.apply, residual_norm, (x, W, b, g, beta)),
+        (gpu.GeluNorm.apply, gelu_norm, (x, W, b, g, beta)),
+        (gpu.FeedForwardNorm.apply, feed_forward_norm, (x, V, c, randn(D, 2 * D), b, g, beta)),
+    ):
         for mine, theirs in both_ways(ours, plain, inputs):
             assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
 
@@ -136,12 +148,11 @@ def test_embedding():
     embedding = filled(Embedding(ODD), torch.Generator().manual_seed(0))
     x = randn(5, 37, 5)
     x[2] = 0  # a masked step: zeros in all channels
-    parameters = [embedding.lin.weight, embedding.lin.bias, embedding.norm.gamma, embedding.norm.beta,
-                  embedding.pos_embed.weight]  # fmt: skip
+    lin, own = embedding.lin, embedding.norm
+    parameters = [lin.weight, lin.bias, own.gamma, own.beta, embedding.pos_embed.weight]
 
-    def plain(W, b, g, beta, position):
-        h = F.layer_norm(F.linear(x, W, b), (21,), g, beta, 1e-12)
-        return F.layer_norm(h + position, (21,), g, beta, 1e-12).flatten(0, 1)
+    def plain(W, b, gamma, beta, position):
+        return norm(norm(F.linear(x, W, b), gamma, beta) + position, gamma, beta).flatten(0, 1)
 
     for mine, theirs in both_ways(lambda *p: gpu.Embed.apply(x, *p, torch.float32), plain, parameters):
         assert (mine - theirs).norm() <= 1e-4 * theirs.norm()
@@ -175,13 +186,35 @@ def test_weight_gradient(n, dtype):
 def test_encode(cfg, B):
     transformer = filled(MaskedModel(cfg), torch.Generator().manual_seed(0)).transformer
     x = randn(B, cfg["seq_len"], cfg["feature_num"])
-    wanted = transformer(x)
-    torch.testing.assert_close(gpu.encode(transformer, x), wanted, rtol=1e-4, atol=1e-5)
+    wanted, encode = transformer(x), GPU.encoder(transformer)
+    torch.testing.assert_close(encode(x), wanted, rtol=1e-4, atol=1e-5)
     lying_otherwise = x.transpose(1, 2).contiguous().transpose(1, 2)
-    torch.testing.assert_close(gpu.encode(transformer, lying_otherwise), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(encode(lying_otherwise), wanted, rtol=1e-4, atol=1e-5)
     for wrong in (x[:, 1:], x[:, :, 1:]):
         with pytest.raises(ValueError, match="windows of"):
-            gpu.encode(transformer, wrong)
+            encode(wrong)
+
+
+def test_an_encoder_of_two_passes_encodes_plainly():
+    transformer = MaskedModel(ENCODER | {"n_layers": 2}).transformer
+    assert GPU.encoder(transformer) is transformer
+
+
+def test_it_is_the_engine_of_this_gpu():
+    """In any precision, for training and for encoding; probing for it leaves no gradient and no larger tile behind."""
+    for precision in ("fp32", "tf32", "bf16"):
+        taken = fast.engine(0, encoder=ENCODER, training=True, precision=precision)
+        assert (type(taken), taken.precision, taken.note) == (gpu.Gpu, precision, "")
+    assert type(fast.engine(0, encoder=ENCODER)) is gpu.Gpu
+    assert gpu.Attend.tile in gpu.TILES
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["first half", "second half"])
+@pytest.mark.parametrize("tile", gpu.TILES, ids=str)
+def test_smaller_tiles_compute_the_same(monkeypatch, tile, both):
+    """Those of a GPU with less shared memory than this one may have."""
+    monkeypatch.setattr(gpu.Attend, "tile", tile)
+    assert_same(run(GPU, ENCODER, 17, both), run(PLAIN, ENCODER, 17, both), 1e-4, 1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 1000])

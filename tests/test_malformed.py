@@ -4,8 +4,6 @@ Most cases call main in this process, where a user's mistake is a UserError (or 
 runs a few as commands of their own and sees the status and the line.
 """
 
-# ruff: noqa: E501 -- a case is a line of the table
-
 import io
 import json
 import pickle
@@ -22,10 +20,16 @@ from bookkeeping.commands import UserError
 
 PRETRAINED = "saved/pretrain_base_a_20_120/model_masked_6_1"
 CLASSIFIED = "saved/classifier_base_transformer_a_20_120/model_transformer"
+MASKED, MASKED_JSON = f"{PRETRAINED}.pt", f"{PRETRAINED}.json"
+HEAD = "saved/pretrain_base_a_20_120/model_TC_6_1.pt"
+STATE = "saved/pretrain_base_a_20_120/model_state_6_1.pt"
 DATA, LABEL = "dataset/a/data_20_120.npy", "dataset/a/label_20_120.npy"
+DATA_B, LABEL_B = "dataset/b/data_20_120.npy", "dataset/b/label_20_120.npy"
+ENTRIES, RESULTS = "dataset/data_config.json", "saved/results.csv"
 EMBED, EMBED_LABEL = "embed/embed_a_20_120", "embed/label_a_20_120"
 PRETRAIN_A, EMBED_A, CLASSIFY_A = ("pretrain", "-d", "a"), ("embedding", "-d", "a"), ("classifier", "-d", "a")
 TEST_A_B = ("cross_dataset_test", "-d", "a", "-td", "b")
+MAX_GRAM_TWICE = json.dumps(MASK)[:-1] + ', "max_gram": 5}'
 
 
 # --------------------------------------------------------------------------------- ways to break a project
@@ -108,14 +112,42 @@ def without_json(path):
     return then
 
 
-def state(path, change):
+def loose(stem, change):
+    """An .npy file whose array went through `change`, without its JSON."""
+    return without_json(f"{stem}.npy")(array(f"{stem}.npy", change))
+
+
+def fewer_rows(count):
+    """An embedding and its labels cut to `count` rows, without JSON."""
+
+    def breaks(project):
+        for stem in (EMBED, EMBED_LABEL):
+            array(f"{stem}.npy", lambda x: x[:count])(project)
+
+    return without_json(f"{EMBED}.npy")(breaks)
+
+
+def state(stem, change):
     """A checkpoint whose state dict went through `change`, without its JSON."""
 
     def breaks(project):
-        found = torch.load(project.folder / path, weights_only=True)
-        torch.save(change(found), project.folder / path)
+        path = project.folder / f"{stem}.pt"
+        torch.save(change(torch.load(path, weights_only=True)), path)
 
-    return without_json(path)(breaks)
+    return without_json(f"{stem}.pt")(breaks)
+
+
+def weights(name, tensor, stem=PRETRAINED):
+    """A checkpoint with one tensor put in, without its JSON."""
+    return state(stem, lambda found: found | {name: tensor})
+
+
+def another_network(project):
+    checkpoint((project.folder / f"{CLASSIFIED}.pt").read_bytes())(project)
+
+
+def saved_again(project):
+    torch.save(torch.load(f"{PRETRAINED}.pt"), f"{PRETRAINED}.pt")
 
 
 def checkpoint(content):
@@ -188,6 +220,18 @@ def few(count):
     return lambda project: project.dataset("a", count)
 
 
+def other_activities(project):
+    project.dataset("b", 12, activity_label=["run", "sit", "lie", "fly"])
+
+
+def other_training(project):
+    text("config/other.json", json.dumps(TRAIN | {"lr": 0.5}))(project)
+
+
+def npz_instead(project):
+    np.savez(open(project.folder / DATA, "wb"), x=np.zeros(3))
+
+
 def one_class(x):
     return at((slice(None), slice(None), 0), 2)(x)
 
@@ -250,12 +294,12 @@ CONFIGS = [
     ("endless nesting", text("config/mask.json", "[" * 100_000), PRETRAIN_A, "config/mask.json"),
     ("endless number", text("config/mask.json", '{"max_gram": ' + "9" * 5000 + "}"), PRETRAIN_A, "config/mask.json"),
     ("a list", text("config/train.json", "[]"), CLASSIFY_A, "config/train.json.*object"),
-    ("key twice", text("config/mask.json", json.dumps(MASK)[:-1] + ', "max_gram": 5}'), PRETRAIN_A, "'max_gram'.*twice"),
+    ("key twice", text("config/mask.json", MAX_GRAM_TWICE), PRETRAIN_A, "'max_gram'.*twice"),
     ("unknown key", config("pretrain", temperature=0.2), PRETRAIN_A, "config/pretrain.json.*'temperature'.*known keys"),
     ("mistyped key", config("pretrain", batchsize=3), PRETRAIN_A, "'batchsize'.*did you mean 'batch_size'"),
     ("mistyped mask key", config("mask", "mask_ratio", maskratio=0.15), PRETRAIN_A, "did you mean 'mask_ratio'"),
     ("missing key", config("pretrain", "lr"), PRETRAIN_A, "config/pretrain.json.*'lr' is missing"),
-    ("missing model key", text("config/pretrain_model.json", '{"base_v1": {"hidden": 8}}'), PRETRAIN_A, "base_v1.*missing"),
+    ("missing model key", config("pretrain_model", base_v1={"hidden": 8}), PRETRAIN_A, "base_v1.*missing"),
     ("model entry no object", config("pretrain_model", base_v1=3), PRETRAIN_A, "pretrain_model.json, base_v1.*object"),
     ("lr a text", config("pretrain", lr="0.001"), PRETRAIN_A, "'lr' is \"0.001\".*number"),
     ("lr 0", config("pretrain", lr=0), PRETRAIN_A, "'lr' is 0.*above 0"),
@@ -287,15 +331,15 @@ CONFIGS = [
     ("classifier of other features", head(input_size=72), CLASSIFY_A, "8 features.*'input_size' is 72"),
     ("dropout 1", head(dropout_ratio=1), CLASSIFY_A, "'dropout_ratio' is 1"),
     ("odd hidden size", head(hidden_size=15, num_heads=3), CLASSIFY_A, "'hidden_size' 15.*even"),
-    ("data_config no JSON", text("dataset/data_config.json", "uci"), PRETRAIN_A, "data_config.json is not readable"),
-    ("data_config a list", text("dataset/data_config.json", "[1]"), PRETRAIN_A, "data_config.json has no entry"),
-    ("entry a number", text("dataset/data_config.json", '{"a_20_120": 5}'), PRETRAIN_A, "no entry 'a_20_120'"),
+    ("data_config no JSON", text(ENTRIES, "uci"), PRETRAIN_A, "data_config.json is not readable"),
+    ("data_config a list", text(ENTRIES, "[1]"), PRETRAIN_A, "data_config.json has no entry"),
+    ("entry a number", text(ENTRIES, '{"a_20_120": 5}'), PRETRAIN_A, "no entry 'a_20_120'"),
     ("names don't fit the size", entry(activity_label_size=5), CLASSIFY_A, "activity_label_size"),
     ("size a text", entry(activity_label_size="4"), CLASSIFY_A, "activity_label_size"),
     ("names no list", entry(activity_label=7), CLASSIFY_A, "activity_label"),
     ("label column a list", entry(activity_label_index=[0]), CLASSIFY_A, "-l 0.*data_config.json"),
-    ("no seq_len", text("dataset/data_config.json", '{"a_20_120": {"dimension": 6}}'), PRETRAIN_A, "data_20_120.npy.*shape"),
-]  # fmt: skip
+    ("no seq_len", text(ENTRIES, '{"a_20_120": {}}'), PRETRAIN_A, "data_20_120.npy.*shape"),
+]
 
 WINDOWS = [
     ("no windows", gone(DATA), PRETRAIN_A, f"{DATA} is missing.*prepare.py -d a"),
@@ -305,7 +349,7 @@ WINDOWS = [
     ("cut header", cut(DATA, 60), PRETRAIN_A, f"{DATA} is not a readable"),
     ("cut numbers", cut(DATA, 5000), PRETRAIN_A, f"{DATA} is not a readable"),
     ("text file", text(DATA, "0.1 0.2 0.3"), PRETRAIN_A, f"{DATA} is not a readable"),
-    ("npz file", lambda p: np.savez(open(p.folder / DATA, "wb"), x=np.zeros(3)), PRETRAIN_A, f"{DATA} is not a readable"),
+    ("npz file", npz_instead, PRETRAIN_A, f"{DATA} is not a readable"),
     ("pickled array", array(DATA, lambda x: np.array([Bomb()], object)), PRETRAIN_A, f"{DATA} is not a readable"),
     ("pickle file", text(DATA, pickle.dumps(Bomb())), PRETRAIN_A, f"{DATA} is not a readable"),
     ("texts", array(DATA, lambda x: x.astype("U8")), PRETRAIN_A, f"{DATA} holds <U8"),
@@ -317,137 +361,204 @@ WINDOWS = [
     ("three channels", array(DATA, lambda x: x[:, :, :3]), PRETRAIN_A, r"shape \(32, 120, 3\)"),
     ("channels first", array(DATA, lambda x: x.swapaxes(1, 2)), PRETRAIN_A, r"shape \(32, 6, 120\)"),
     ("no window at all", array(DATA, lambda x: x[:0]), PRETRAIN_A, f"{DATA}|{LABEL}"),
-    ("empty set", lambda p: p.dataset("a", data=np.zeros((0, 120, 6)), labels=np.zeros((0, 120, 2))), PRETRAIN_A, DATA),
+    ("empty set", few(0), PRETRAIN_A, DATA),
     ("NaN", array(DATA, at((3, 4, 5), np.nan)), PRETRAIN_A, f"{DATA} holds NaN"),
     ("infinity", array(DATA, at((31, 119, 0), -np.inf)), EMBED_A, f"{DATA} holds NaN, infinity"),
     ("beyond float32", array(DATA, lambda x: at((0, 0, 0), 1e300)(x.astype("f8"))), PRETRAIN_A, "beyond float32"),
-    ("NaN in the target", array("dataset/b/data_20_120.npy", at(0, np.nan)), TEST_A_B, "dataset/b/data.*NaN"),
-    ("target of three channels", array("dataset/b/data_20_120.npy", lambda x: x[:, :, 3:]), TEST_A_B, "dataset/b/data"),
+    ("NaN in the target", array(DATA_B, at(0, np.nan)), TEST_A_B, "dataset/b/data.*NaN"),
+    ("target of three channels", array(DATA_B, lambda x: x[:, :, 3:]), TEST_A_B, "dataset/b/data"),
     ("fewer labels than windows", array(LABEL, lambda x: x[:-1]), PRETRAIN_A, rf"{LABEL} has shape \(31, 120, 2\)"),
     ("labels per window", array(LABEL, lambda x: x[:, 0]), EMBED_A, rf"{LABEL} has shape \(32, 2\)"),
     ("labels of no column", array(LABEL, lambda x: x[:, :, :0]), EMBED_A, rf"{LABEL} has shape \(32, 120, 0\)"),
     ("label NaN", array(LABEL, at((0, 0, 0), np.nan)), EMBED_A, f"{LABEL} holds NaN"),
     ("label texts", array(LABEL, lambda x: x.astype("U4")), EMBED_A, f"{LABEL} holds"),
-    ("target ids from 1", array("dataset/b/label_20_120.npy", lambda x: x + 1), TEST_A_B, "dataset/b/label.*start at 1"),
-    ("target id out of range", array("dataset/b/label_20_120.npy", at(0, 9)), TEST_A_B, "dataset/b/label.*0 to 9"),
-    ("target id negative", array("dataset/b/label_20_120.npy", at(0, -1)), TEST_A_B, "dataset/b/label.*-1 to"),
-    ("target id huge", array("dataset/b/label_20_120.npy", at(0, 1e30)), TEST_A_B, "dataset/b/label.*1e.30"),
-    ("target id a fraction", array("dataset/b/label_20_120.npy", at(0, 0.5)), TEST_A_B, "dataset/b/label"),
-    ("target without constant labels", array("dataset/b/label_20_120.npy", first_step_differs), TEST_A_B,
-     "dataset/b/label_20_120.npy: no window has one label"),
-    ("target with one column", array("dataset/b/label_20_120.npy", lambda x: x[:, :, :1]), (*TEST_A_B, "-l", "1"),
-     "-l 1.*dataset/b/label.*only 1"),
-    ("target names other activities", lambda p: p.dataset("b", 12, activity_label=["run", "sit", "lie", "fly"]), TEST_A_B,
-     "walking.*run"),
+    ("target ids from 1", array(LABEL_B, lambda x: x + 1), TEST_A_B, "dataset/b/label.*start at 1"),
+    ("target id out of range", array(LABEL_B, at(0, 9)), TEST_A_B, "dataset/b/label.*0 to 9"),
+    ("target id negative", array(LABEL_B, at(0, -1)), TEST_A_B, "dataset/b/label.*-1 to"),
+    ("target id huge", array(LABEL_B, at(0, 1e30)), TEST_A_B, "dataset/b/label.*1e.30"),
+    ("target id a fraction", array(LABEL_B, at(0, 0.5)), TEST_A_B, "dataset/b/label"),
+    (
+        "target without constant labels",
+        array(LABEL_B, first_step_differs),
+        TEST_A_B,
+        "dataset/b/label_20_120.npy: no window has one label",
+    ),
+    (
+        "target with one column",
+        array(LABEL_B, lambda x: x[:, :, :1]),
+        (*TEST_A_B, "-l", "1"),
+        "-l 1.*dataset/b/label.*only 1",
+    ),
+    ("target names other activities", other_activities, TEST_A_B, "walking.*run"),
     ("ten windows", few(10), ("pretrain", "-d", "a", "-am", "none"), "10 windows, too few"),
     ("one window", few(1), PRETRAIN_A, "1 windows, too few"),
-]  # fmt: skip
+]
 
 CHECKPOINTS = [
-    ("no checkpoint", gone(f"{PRETRAINED}.pt"), EMBED_A, f"{PRETRAINED}.pt is missing.*python pretrain.py -d a"),
-    ("no checkpoint in stage 3", gone(f"{PRETRAINED}.pt"), TEST_A_B, f"{PRETRAINED}.pt is missing"),
+    ("no checkpoint", gone(MASKED), EMBED_A, f"{MASKED} is missing.*python pretrain.py -d a"),
+    ("no checkpoint in stage 3", gone(MASKED), TEST_A_B, f"{MASKED} is missing"),
     ("no classifier", gone(f"{CLASSIFIED}.pt"), TEST_A_B, f"{CLASSIFIED}.pt is missing.*classifier.py"),
-    ("empty checkpoint", checkpoint(""), EMBED_A, f"{PRETRAINED}.pt is not a readable checkpoint"),
-    ("cut checkpoint", without_json(f"{PRETRAINED}.pt")(cut(f"{PRETRAINED}.pt", 3000)), EMBED_A, f"{PRETRAINED}.pt is not a re"),
-    ("cut checkpoint beside its JSON", cut(f"{PRETRAINED}.pt", 3000), EMBED_A, f"{PRETRAINED}.pt is not the file"),
-    ("text as checkpoint", checkpoint("weights"), EMBED_A, f"{PRETRAINED}.pt is not a readable checkpoint"),
-    ("zip as checkpoint", checkpoint(zip_of(a="b")), EMBED_A, f"{PRETRAINED}.pt is not a readable"),
-    ("malicious pickle", checkpoint(pickle.dumps(Bomb())), EMBED_A, f"{PRETRAINED}.pt is not a readable"),
-    ("malicious checkpoint", checkpoint(saved({"a": Bomb()})), EMBED_A, f"{PRETRAINED}.pt is not a readable"),
-    ("a whole module", checkpoint(saved(torch.nn.Linear(2, 2))), EMBED_A, f"{PRETRAINED}.pt is not a read"),
+    ("empty checkpoint", checkpoint(""), EMBED_A, f"{MASKED} is not a readable checkpoint"),
+    ("cut checkpoint", without_json(MASKED)(cut(MASKED, 3000)), EMBED_A, f"{MASKED} is not a re"),
+    ("cut checkpoint beside its JSON", cut(MASKED, 3000), EMBED_A, f"{MASKED} is not the file"),
+    ("text as checkpoint", checkpoint("weights"), EMBED_A, f"{MASKED} is not a readable checkpoint"),
+    ("zip as checkpoint", checkpoint(zip_of(a="b")), EMBED_A, f"{MASKED} is not a readable"),
+    ("malicious pickle", checkpoint(pickle.dumps(Bomb())), EMBED_A, f"{MASKED} is not a readable"),
+    ("malicious checkpoint", checkpoint(saved({"a": Bomb()})), EMBED_A, f"{MASKED} is not a readable"),
+    ("a whole module", checkpoint(saved(torch.nn.Linear(2, 2))), EMBED_A, f"{MASKED} is not a read"),
     ("a list of tensors", checkpoint(saved([torch.zeros(2)])), EMBED_A, "not a plain state dict"),
-    ("nested states", state(f"{PRETRAINED}.pt", lambda s: {"model": s, "epoch": 3}), EMBED_A, "not a plain state dict"),
-    ("numbered weights", state(f"{PRETRAINED}.pt", lambda s: dict(enumerate(s.values()))), EMBED_A, "plain state dict"),
-    ("weights missing", state(f"{PRETRAINED}.pt", lambda s: dict(list(s.items())[1:])), EMBED_A, "lacks the weights 'tr"),
-    ("foreign weights", state(f"{PRETRAINED}.pt", lambda s: s | {"conv.weight": torch.zeros(2)}), EMBED_A, "'conv.weight'"),
-    ("another network", lambda p: checkpoint((p.folder / f"{CLASSIFIED}.pt").read_bytes())(p), EMBED_A,
-     f"{PRETRAINED}.pt lacks"),
-    ("wrong shape", state(f"{PRETRAINED}.pt", lambda s: s | {"decoder.bias": torch.zeros(7)}), EMBED_A,
-     r"'decoder.bias' have shape \(7,\) instead of \(6,\)"),
-    ("NaN weights", state(f"{PRETRAINED}.pt", lambda s: s | {"decoder.bias": torch.full((6,), torch.nan)}), EMBED_A,
-     "'decoder.bias' hold NaN"),
-    ("weights beyond float32", state(f"{PRETRAINED}.pt", lambda s: s | {"norm.beta": torch.full((8,), 1e300, dtype=torch.float64)}),
-     EMBED_A, "'norm.beta' hold NaN or infinity"),
-    ("whole-number weights", state(f"{PRETRAINED}.pt", lambda s: s | {"norm.beta": torch.zeros(8, dtype=torch.int64)}), EMBED_A,
-     "'norm.beta' are no plain numbers"),
-    ("complex weights", state(f"{PRETRAINED}.pt", lambda s: s | {"norm.beta": torch.zeros(8, dtype=torch.complex64)}), EMBED_A,
-     "'norm.beta' are no plain numbers"),
-    ("sparse weights", state(f"{PRETRAINED}.pt", lambda s: s | {"norm.beta": torch.zeros(8).to_sparse()}), EMBED_A,
-     "'norm.beta' are no plain numbers"),
-    ("NaN in the classifier", state(f"{CLASSIFIED}.pt", lambda s: s | {"fc.bias": torch.full((4,), torch.inf)}), TEST_A_B,
-     f"{CLASSIFIED}.pt.*'fc.bias' hold NaN or infinity"),
-    ("classifier of three classes", state(f"{CLASSIFIED}.pt", lambda s: s | {"fc.bias": torch.zeros(3)}), TEST_A_B, "'fc.bias'"),
-    ("checkpoint without its head", gone("saved/pretrain_base_a_20_120/model_TC_6_1.pt"),
-     (*PRETRAIN_A, "-s", "new", "-f", "model"), "model_TC_6_1.pt is missing"),
-    ("checkpoint replaced beside its JSON", lambda p: torch.save(torch.load(f"{PRETRAINED}.pt"), f"{PRETRAINED}.pt"), EMBED_A,
-     f"{PRETRAINED}.pt is not the file that model_masked_6_1.json describes"),
-    ("JSON that is none", text(f"{PRETRAINED}.json", "{"), EMBED_A, f"{PRETRAINED}.json is not readable"),
-    ("JSON of someone else", text(f"{PRETRAINED}.json", '{"version": 1}'), EMBED_A, f"{PRETRAINED}.json was not written"),
-    ("JSON with parts of wrong types", record(f"{PRETRAINED}.json", made_from=[]), EMBED_A, f"{PRETRAINED}.json was not written"),
-    ("JSON without its training", record(f"{PRETRAINED}.json", config={}), EMBED_A, f"{PRETRAINED}.json was not written"),
-    ("JSON of the classifier emptied", record(f"{CLASSIFIED}.json", config={"train": 1}), TEST_A_B, f"{CLASSIFIED}.json was not"),
-    ("other heads than the checkpoint's", encoder(n_heads=4), EMBED_A, r"model_masked_6_1.pt.*model.n_heads \(2 then, 4 now\)"),
+    ("nested states", state(PRETRAINED, lambda s: {"model": s, "epoch": 3}), EMBED_A, "not a plain state dict"),
+    ("numbered weights", state(PRETRAINED, lambda s: dict(enumerate(s.values()))), EMBED_A, "plain state dict"),
+    ("weights missing", state(PRETRAINED, lambda s: dict(list(s.items())[1:])), EMBED_A, "lacks the weights 'tr"),
+    ("foreign weights", weights("conv.weight", torch.zeros(2)), EMBED_A, "'conv.weight'"),
+    ("another network", another_network, EMBED_A, f"{MASKED} lacks"),
+    (
+        "wrong shape",
+        weights("decoder.bias", torch.zeros(7)),
+        EMBED_A,
+        r"'decoder.bias' have shape \(7,\) instead of \(6,\)",
+    ),
+    ("NaN weights", weights("decoder.bias", torch.full((6,), torch.nan)), EMBED_A, "'decoder.bias' hold NaN"),
+    (
+        "weights beyond float32",
+        weights("norm.beta", torch.full((8,), 1e300, dtype=torch.float64)),
+        EMBED_A,
+        "'norm.beta' hold NaN or infinity",
+    ),
+    (
+        "whole-number weights",
+        weights("norm.beta", torch.zeros(8, dtype=torch.int64)),
+        EMBED_A,
+        "'norm.beta' are no plain numbers",
+    ),
+    (
+        "complex weights",
+        weights("norm.beta", torch.zeros(8, dtype=torch.complex64)),
+        EMBED_A,
+        "'norm.beta' are no plain numbers",
+    ),
+    ("sparse weights", weights("norm.beta", torch.zeros(8).to_sparse()), EMBED_A, "'norm.beta' are no plain numbers"),
+    (
+        "NaN in the classifier",
+        weights("fc.bias", torch.full((4,), torch.inf), CLASSIFIED),
+        TEST_A_B,
+        f"{CLASSIFIED}.pt.*'fc.bias' hold NaN or infinity",
+    ),
+    ("classifier of three classes", weights("fc.bias", torch.zeros(3), CLASSIFIED), TEST_A_B, "'fc.bias'"),
+    ("checkpoint without its head", gone(HEAD), (*PRETRAIN_A, "-s", "new", "-f", "model"), f"{HEAD} is missing"),
+    (
+        "checkpoint replaced beside its JSON",
+        saved_again,
+        EMBED_A,
+        f"{MASKED} is not the file that model_masked_6_1.json describes",
+    ),
+    ("JSON that is none", text(MASKED_JSON, "{"), EMBED_A, f"{MASKED_JSON} is not readable"),
+    ("JSON of someone else", text(MASKED_JSON, '{"version": 1}'), EMBED_A, f"{MASKED_JSON} was not written"),
+    ("JSON with parts of wrong types", record(MASKED_JSON, made_from=[]), EMBED_A, f"{MASKED_JSON} was not written"),
+    ("JSON without its training", record(MASKED_JSON, config={}), EMBED_A, f"{MASKED_JSON} was not written"),
+    (
+        "JSON of the classifier emptied",
+        record(f"{CLASSIFIED}.json", config={"train": 1}),
+        TEST_A_B,
+        f"{CLASSIFIED}.json was not",
+    ),
+    (
+        "other heads than the checkpoint's",
+        encoder(n_heads=4),
+        EMBED_A,
+        r"model_masked_6_1.pt.*model.n_heads \(2 then, 4 now\)",
+    ),
     ("other passes in stage 3", encoder(n_layers=2), TEST_A_B, r"model.n_layers \(1 then, 2 now\)"),
     ("other classifier heads in stage 3", head(num_heads=4), TEST_A_B, r"model_transformer.pt.*model.num_heads"),
-]  # fmt: skip
+]
 
 EMBEDDINGS = [
     ("no embedding", gone(f"{EMBED}.npy"), CLASSIFY_A, f"{EMBED}.npy is missing.*python embedding.py -d a"),
     ("no labels of the embedding", gone(f"{EMBED_LABEL}.npy"), CLASSIFY_A, f"{EMBED_LABEL}.npy is missing"),
     ("cut embedding", cut(f"{EMBED}.npy", 5000), CLASSIFY_A, f"{EMBED}.npy is not a readable"),
-    ("pickled embedding", array(f"{EMBED}.npy", lambda x: np.array([Bomb()], object)), CLASSIFY_A, f"{EMBED}.npy is not a"),
+    (
+        "pickled embedding",
+        array(f"{EMBED}.npy", lambda x: np.array([Bomb()], object)),
+        CLASSIFY_A,
+        f"{EMBED}.npy is not a",
+    ),
     ("float64 embedding", array(f"{EMBED}.npy", lambda x: x.astype("f8")), CLASSIFY_A, f"{EMBED}.npy is float64"),
-    ("embedding of two axes", array(f"{EMBED}.npy", lambda x: x.mean(1)), CLASSIFY_A, rf"{EMBED}.npy is float32 \(192, 8\)"),
-    ("labels of other rows", array(f"{EMBED_LABEL}.npy", lambda x: x[:6]), CLASSIFY_A, rf"{EMBED_LABEL}.npy.*\(6, 120, 2\)"),
+    (
+        "embedding of two axes",
+        array(f"{EMBED}.npy", lambda x: x.mean(1)),
+        CLASSIFY_A,
+        rf"{EMBED}.npy is float32 \(192, 8\)",
+    ),
+    (
+        "labels of other rows",
+        array(f"{EMBED_LABEL}.npy", lambda x: x[:6]),
+        CLASSIFY_A,
+        rf"{EMBED_LABEL}.npy.*\(6, 120, 2\)",
+    ),
     ("embedding changed", array(f"{EMBED}.npy", lambda x: x + 1), CLASSIFY_A, f"{EMBED}.npy is not the file"),
-    ("NaN in the embedding", without_json(f"{EMBED}.npy")(array(f"{EMBED}.npy", at(slice(None), np.nan))), CLASSIFY_A,
-     f"{EMBED}.npy holds NaN"),
-    ("rows that are no multiple", without_json(f"{EMBED}.npy")(lambda p: [
-        np.save(f, np.load(f)[:100]) for f in (f"{EMBED}.npy", f"{EMBED_LABEL}.npy")]), CLASSIFY_A, "100 rows, no multiple of 6"),
-    ("empty embedding", without_json(f"{EMBED}.npy")(lambda p: [
-        np.save(f, np.load(f)[:0]) for f in (f"{EMBED}.npy", f"{EMBED_LABEL}.npy")]), CLASSIFY_A, f"{EMBED}.npy"),
+    ("NaN in the embedding", loose(EMBED, at(slice(None), np.nan)), CLASSIFY_A, f"{EMBED}.npy holds NaN"),
+    ("rows that are no multiple", fewer_rows(100), CLASSIFY_A, "100 rows, no multiple of 6"),
+    ("empty embedding", fewer_rows(0), CLASSIFY_A, f"{EMBED}.npy"),
     ("another augmentation asked for", nothing, (*CLASSIFY_A, "-am", "jitter"), "-am jitter contradicts.*channel_aug"),
     ("another augmentation than the model's", nothing, (*EMBED_A, "-am", "none"), "-am none contradicts.*channel_aug"),
     ("another seed than the model's", nothing, (*EMBED_A, "--seed", "8"), "--seed 8 contradicts.*made with 5"),
     ("embedding of another data set", copied_to_b, ("classifier", "-d", "b"), r"embed_b.*dataset \(a then, b now\)"),
-    ("embedding of an older checkpoint", pretrained_again("--seed", "8"), CLASSIFY_A,
-     "was made from an older .*model_masked_6_1.pt; repeat: python embedding.py -d a"),
-    ("source ids from 1", without_json(f"{EMBED_LABEL}.npy")(array(f"{EMBED_LABEL}.npy", lambda x: x + 1)), CLASSIFY_A,
-     f"{EMBED_LABEL}.npy.*start at 1"),
-    ("source of a single class", without_json(f"{EMBED_LABEL}.npy")(array(f"{EMBED_LABEL}.npy", one_class)),
-     CLASSIFY_A, f"{EMBED_LABEL}.npy.*single class"),
-    ("source id out of range", without_json(f"{EMBED_LABEL}.npy")(array(f"{EMBED_LABEL}.npy", at(0, 4))), CLASSIFY_A,
-     f"{EMBED_LABEL}.npy.*0 to 4"),
-]  # fmt: skip
+    (
+        "embedding of an older checkpoint",
+        pretrained_again("--seed", "8"),
+        CLASSIFY_A,
+        "was made from an older .*model_masked_6_1.pt; repeat: python embedding.py -d a",
+    ),
+    ("source ids from 1", loose(EMBED_LABEL, lambda x: x + 1), CLASSIFY_A, f"{EMBED_LABEL}.npy.*start at 1"),
+    ("source of a single class", loose(EMBED_LABEL, one_class), CLASSIFY_A, f"{EMBED_LABEL}.npy.*single class"),
+    ("source id out of range", loose(EMBED_LABEL, at(0, 4)), CLASSIFY_A, f"{EMBED_LABEL}.npy.*0 to 4"),
+]
 
 STAGE_3 = [
     ("label rate contradicts", nothing, (*TEST_A_B, "-lr", "0.1"), "-lr 0.1 contradicts.*made with 0.5"),
     ("seed contradicts", nothing, (*TEST_A_B, "--seed", "6"), "--seed 6 contradicts.*made with 5"),
     ("augmentation contradicts", nothing, (*TEST_A_B, "-am", "none"), "-am none contradicts.*channel_aug"),
     ("label column contradicts", nothing, (*TEST_A_B, "-l", "1"), "-l 1 contradicts.*-l 0"),
-    ("configuration contradicts", text("config/other.json", json.dumps(TRAIN | {"lr": 0.5})), (*TEST_A_B, "-t", "config/other.json"),
-     r"-t config/other.json contradicts.*lr \(0.003 then, 0.5 now\)"),
-    ("older checkpoint", pretrained_again("--seed", "8"), TEST_A_B, "was made from an older .*repeat: python embedding.py"),
-    ("another pretrained model", pretrained_again("-s", "other"), (*TEST_A_B, "-f", "other", "-s", "model"), "check -f and -s"),
+    (
+        "configuration contradicts",
+        other_training,
+        (*TEST_A_B, "-t", "config/other.json"),
+        r"-t config/other.json contradicts.*lr \(0.003 then, 0.5 now\)",
+    ),
+    (
+        "older checkpoint",
+        pretrained_again("--seed", "8"),
+        TEST_A_B,
+        "was made from an older .*repeat: python embedding.py",
+    ),
+    (
+        "another pretrained model",
+        pretrained_again("-s", "other"),
+        (*TEST_A_B, "-f", "other", "-s", "model"),
+        "check -f and -s",
+    ),
     ("windows changed since", lambda p: p.dataset("a", 32, seed=9), TEST_A_B, "older dataset/a/data_20_120.npy"),
-    ("results of another table", text("saved/results.csv", "name,value\nx,1\n"), TEST_A_B, "results.csv is another table"),
-    ("results with a cut row", text("saved/results.csv", "source,target\na\n"), TEST_A_B, "results.csv has rows that don't fit"),
-    ("results with a long row", text("saved/results.csv", "source,target\na,b,c\n"), TEST_A_B, "results.csv has rows that don't"),
-    ("results that are no text", text("saved/results.csv", b"\xff\xfe\x00"), TEST_A_B, "results.csv is not a readable table"),
-    ("results a folder", folder_instead("saved/results.csv"), TEST_A_B, "results.csv"),
-]  # fmt: skip
+    ("results of another table", text(RESULTS, "name,value\nx,1\n"), TEST_A_B, "results.csv is another table"),
+    ("results with a cut row", text(RESULTS, "source,target\na\n"), TEST_A_B, "results.csv has rows that don't fit"),
+    ("results with a long row", text(RESULTS, "source,target\na,b,c\n"), TEST_A_B, "results.csv has rows that don't"),
+    ("results that are no text", text(RESULTS, b"\xff\xfe\x00"), TEST_A_B, "results.csv is not a readable table"),
+    ("results a folder", folder_instead(RESULTS), TEST_A_B, "results.csv"),
+]
 
 PLACES = [
     ("saved a file, pretrain", file_instead("saved"), PRETRAIN_A, "saved/.* cannot be written"),
     ("saved a file, classifier", file_instead("saved"), CLASSIFY_A, "saved/.* cannot be written"),
     ("embed a file", file_instead("embed"), EMBED_A, "embed/.* cannot be written"),
-    ("state of no run", text("saved/pretrain_base_a_20_120/model_state_6_1.pt", "state"), PRETRAIN_A, "not a readable training state.*--restart"),
-    ("state without content", text("saved/pretrain_base_a_20_120/model_state_6_1.pt", saved({"config": "[]"})), PRETRAIN_A, "not a readable training"),
-    ("malicious state", text("saved/classifier_base_transformer_a_20_120/model_transformer_state.pt", saved(Bomb())),
-     CLASSIFY_A, "not a readable training state"),
-    ("state of another run", text("saved/pretrain_base_a_20_120/model_state_6_1.pt", saved({"config": '{"seed": 3}', "state": {}})), PRETRAIN_A,
-     "another configuration: .*--restart"),
-]  # fmt: skip
+    ("state of no run", text(STATE, "state"), PRETRAIN_A, "not a readable training state.*--restart"),
+    ("state without content", text(STATE, saved({"config": "[]"})), PRETRAIN_A, "not a readable training"),
+    ("malicious state", text(f"{CLASSIFIED}_state.pt", saved(Bomb())), CLASSIFY_A, "not a readable training state"),
+    (
+        "state of another run",
+        text(STATE, saved({"config": '{"seed": 3}', "state": {}})),
+        PRETRAIN_A,
+        "another configuration: .*--restart",
+    ),
+]
 
 TABLE = FLAGS + CONFIGS + WINDOWS + CHECKPOINTS + EMBEDDINGS + STAGE_3 + PLACES
 

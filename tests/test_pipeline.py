@@ -4,7 +4,6 @@ import csv
 import itertools
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,24 +22,26 @@ from augment import Copies, PerRow, augment_copies, draw_masks, instance_norm, m
 from batches import InMemory
 from bookkeeping import artefacts, commands
 from bookkeeping.commands import UserError
+from fast.exact import Exact
 from models import Classifier, Contrastive, MaskedModel, losses
 from plain import Alone, Plain
-from v2 import stages as v2
 
+PLAIN = Plain(Alone(torch.device("cpu")))
 PRETRAINED = "saved/pretrain_base_a_20_120"
 CLASSIFIED = "saved/classifier_base_transformer_a_20_120"
 RESULTS_START = (
     "source,target,dataset_version,augment_method,label_rate,seed,windows,accuracy,"
     "precision_macro,recall_macro,f1_macro,f1_micro,"
 )
-RELEASED_PRETRAIN = {
-    "seed": 3431, "batch_size": 512, "lr": 1e-3, "n_epochs": 2, "n_epochs_cl": 1, "warmup": 0.1, "save_steps": 1000,
-    "total_steps": 200000000,
-}  # fmt: skip
-RELEASED_TRAIN = {
-    "seed": 3431, "batch_size": 128, "batch_size_finetune": 64, "lr": 1e-3, "n_epochs": 2, "n_epochs_cl": 10,
-    "warmup": 0.1, "save_steps": 1000, "total_steps": 200000000, "lambda1": 0.5, "lambda2": 1,
-}  # fmt: skip
+RELEASED = {"seed": 3431, "lr": 1e-3, "n_epochs": 2, "warmup": 0.1, "save_steps": 1000, "total_steps": 200000000}
+RELEASED_PRETRAIN = RELEASED | {"batch_size": 512, "n_epochs_cl": 1}
+RELEASED_TRAIN = RELEASED | {
+    "batch_size": 128,
+    "batch_size_finetune": 64,
+    "n_epochs_cl": 10,
+    "lambda1": 0.5,
+    "lambda2": 1,
+}
 RELEASED_MASK = {"mask_ratio": 0.15, "mask_alpha": 6, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.0}
 
 
@@ -63,11 +64,9 @@ def state_of(path):
 
 def test_the_files_have_the_specified_names(trained):
     made = trained.files().keys()
-    for name in (
-        f"{PRETRAINED}/model_masked_6_1.pt", f"{PRETRAINED}/model_TC_6_1.pt", f"{PRETRAINED}/model_losses_6_1.csv",
-        "embed/embed_a_20_120.npy", "embed/label_a_20_120.npy", f"{CLASSIFIED}/model_transformer.pt",
-        "saved/results.csv",
-    ):  # fmt: skip
+    names = [f"{PRETRAINED}/model_{end}" for end in ("masked_6_1.pt", "TC_6_1.pt", "losses_6_1.csv")]
+    names += ["embed/embed_a_20_120.npy", "embed/label_a_20_120.npy"]
+    for name in (*names, f"{CLASSIFIED}/model_transformer.pt", "saved/results.csv"):
         assert name in made
         if name.endswith((".pt", ".npy")):
             assert name.rsplit(".", 1)[0] + ".json" in made, "every artefact has a JSON of its stem"
@@ -77,11 +76,8 @@ def test_the_files_have_the_specified_names(trained):
 def test_a_stem_stands_in_every_name(project):
     project.stages("-s", "mine")
     made = project.files().keys()
-    for name in (
-        f"{PRETRAINED}/mine_masked_6_1.pt", f"{PRETRAINED}/mine_TC_6_1.pt", f"{CLASSIFIED}/mine_transformer.pt",
-        "embed/embedmine_a_20_120.npy", "embed/labelmine_a_20_120.npy",
-    ):  # fmt: skip
-        assert name in made
+    names = {f"{PRETRAINED}/mine_masked_6_1.pt", f"{PRETRAINED}/mine_TC_6_1.pt", f"{CLASSIFIED}/mine_transformer.pt"}
+    assert names | {"embed/embedmine_a_20_120.npy", "embed/labelmine_a_20_120.npy"} <= made
     assert not any("model_" in name and not name.startswith("config") for name in made)
 
 
@@ -361,7 +357,7 @@ def test_the_saved_weights_are_those_of_the_best_epoch(project):
     views = two_views(augment_copies(data, "channel_aug", cfg["seed"])[rows], PerRow(rows, cfg["seed"], "views"))
     masks = draw_masks(2 * len(rows), 120, 6, mask, make_generator("cpu", cfg["seed"], "validation masks"))
     with torch.no_grad():
-        masked, contrastive = losses(Plain(Alone(torch.device("cpu"))), model, head, views, masks, None, True)
+        masked, contrastive = losses(PLAIN, model, head, views, masks, None, True)
     assert float(6 * masked + contrastive) == pytest.approx(result["best_loss"], rel=1e-5)
 
 
@@ -383,7 +379,7 @@ def test_validation_repeats_its_masks_while_training_draws_new_ones(project):
 
 def test_validation_covers_every_window_whatever_the_batch_size(project, monkeypatch):
     torch.manual_seed(0)
-    model, head = MaskedModel(ENCODER).eval(), Contrastive(8).eval()
+    networks = {"model": MaskedModel(ENCODER).eval(), "head": Contrastive(8).eval(), "optimizer": None}
     views = InMemory(instance_norm(torch.randn(2, 7, 120, 6)))
     masks = draw_masks(14, 120, 6, read_json("config/mask.json"), make_generator("cpu", 1))
     sizes = []
@@ -393,10 +389,9 @@ def test_validation_covers_every_window_whatever_the_batch_size(project, monkeyp
         return losses(engine, model, head, views, *more)
 
     monkeypatch.setattr(pretrain, "losses", counted)
-    engine, networks = Plain(Alone(torch.device("cpu"))), {"model": model, "head": head, "optimizer": None}
-    whole = pretrain.validate(engine, networks, views, masks, 512, True)
+    whole = pretrain.validate(PLAIN, networks, views, masks, 512, True)
     assert sizes == [7]
-    parts = pretrain.validate(engine, networks, views, masks, 3, True)
+    parts = pretrain.validate(PLAIN, networks, views, masks, 3, True)
     assert sizes[1:] == [3, 2, 2]  # equal batches of at most three
     assert float(parts[0]) == pytest.approx(float(whole[0]), rel=1e-5)
 
@@ -464,10 +459,7 @@ def test_a_precision_that_is_not_to_be_had_is_refused(trained, monkeypatch):
     for script in ("pretrain", "classifier"):
         with pytest.raises(UserError, match="--precision bf16 on a CPU needs one with AMX"):
             trained.run(script, "-d", "a", "--precision", "bf16")
-        with pytest.raises(UserError, match="--precision bf16: -mv v2 computes in float32"):
-            v2.refuse_flags(__import__(script).get_args(["-d", "a", "-mv", "v2", "--precision", "bf16"]))
-    on_gpu = SimpleNamespace(precision="bf16", device=torch.device("cuda"))
-    monkeypatch.setattr(fast, "engine", lambda *args, **more: on_gpu)
+    monkeypatch.setattr(fast, "engine", lambda *_, **__: Exact(Alone(torch.device("cuda")), "bf16"))
     with pytest.raises(UserError, match="the classifier is for a CPU with AMX; take tf32 or fp32"):
         trained.run("classifier", "-d", "a", "--precision", "bf16")
 
@@ -666,7 +658,7 @@ def test_embeddings_without_a_json_hold_six_copies_or_one_with_none(trained):
 
 
 @pytest.mark.parametrize("script", ["pretrain.py", "embedding.py", "classifier.py", "cross_dataset_test.py"])
-def test_help_is_status_0_and_a_mistyped_flag_status_2(project, script):
+def test_help_is_status_0_and_a_mistyped_flag_is_status_2(project, script):
     status, out, err = project.command(script, "--help")
     assert status == 0 and "--label_rate" in out and err == ""
     status, out, err = project.command(script, "--datset", "a")
@@ -675,18 +667,15 @@ def test_help_is_status_0_and_a_mistyped_flag_status_2(project, script):
 
 
 def test_the_released_flags_all_exist_with_their_spelling():
-    args = pretrain.get_args(
-        "-mv v1 -d uci -td hhar -dv 20_120 -g 0 -f m -t c.json -a m.json -l 1 -s n -lr 0.2 -am jitter --seed 3".split()
-    )
-    long = pretrain.get_args(
+    short = "-mv v1 -d uci -td hhar -dv 20_120 -g 0 -f m -t c.json -a m.json -l 1 -s n -lr 0.2 -am jitter --seed 3"
+    long = (
         "--model_version v1 --dataset uci --target_dataset hhar --dataset_version 20_120 --gpu 0 --model_file m "
         "--train_cfg c.json --mask_cfg m.json --label_index 1 --save_model n --label_rate 0.2 "
-        "--augument_method jitter --seed 3".split()
+        "--augument_method jitter --seed 3"
     )
-    assert args == long == pretrain.get_args(
-        "-mv v1 -d uci -td hhar -dv 20_120 -g 0 -f m -t c.json -a m.json -l 1 -s n -lr 0.2 --augment_method jitter "
-        "--seed 3".split()
-    )  # fmt: skip
+    args = pretrain.get_args(short.split())
+    assert args == pretrain.get_args(long.split())
+    assert args == pretrain.get_args(short.replace("-am", "--augment_method").split())
 
 
 def test_defaults_are_the_released_ones():

@@ -255,9 +255,8 @@ def test_script_answers_and_refuses(tmp_path):
     script = [sys.executable, str(ROOT / "dataset" / "prepare.py")]
     helped = subprocess.run([*script, "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert helped.returncode == 0 and "--recordings" in helped.stdout
-    for flags in (["-d", "ucy"], [], ["-d", "../x"], ["-d", "uci20"], ["-d", "uci", "--seed", "3"],
-                  ["-d", "uci", "--recordings", "x.json"], ["--check", "uci", "--raw", "x"],
-                  ["-d", "uci", "--raw", "nowhere.zip"], ["--check", "nothing"]):  # fmt: skip
+    wrong = ["-d ucy", "", "-d ../x", "-d uci20", "-d uci --seed 3", "-d uci --recordings x.json"]
+    for flags in map(str.split, (*wrong, "--check uci --raw x", "-d uci --raw nowhere.zip", "--check nothing")):
         result = subprocess.run([*script, *flags], capture_output=True, text=True, cwd=tmp_path)
         assert result.returncode == 2, flags
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr

@@ -22,9 +22,8 @@ from bookkeeping import artefacts, commands, configs, resume
 from bookkeeping.commands import UserError
 from metrics import scores
 
-FIXTURES_ARE_FINE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=150,
-                          suppress_health_check=FIXTURES_ARE_FINE)  # fmt: skip
+FINE = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=150, suppress_health_check=FINE)
 settings.load_profile("fixed")
 
 json_values = st.recursive(
@@ -33,9 +32,12 @@ json_values = st.recursive(
     max_leaves=8,
 )
 CONFIGS = [
-    (configs.PRETRAIN_KEYS, PRETRAIN), (configs.TRAIN_KEYS, TRAIN), (configs.MASK_KEYS, MASK),
-    (configs.ENCODER_KEYS, ENCODER), (configs.CLASSIFIER_KEYS, CLASSIFIER),
-]  # fmt: skip
+    (configs.PRETRAIN_KEYS, PRETRAIN),
+    (configs.TRAIN_KEYS, TRAIN),
+    (configs.MASK_KEYS, MASK),
+    (configs.ENCODER_KEYS, ENCODER),
+    (configs.CLASSIFIER_KEYS, CLASSIFIER),
+]
 
 
 def result_or_mistake(reader, *args, naming=""):
@@ -255,13 +257,13 @@ def test_any_bytes_are_the_layers_weights_or_a_mistake(tmp_path, state_bytes, da
         assert all(torch.equal(before[name], tensor) for name, tensor in layer.state_dict().items())
 
 
+SHAPES, TYPES = st.sampled_from([(2, 3), (2,), (3, 2), ()]), st.sampled_from(["float32", "float64", "int64", "bool"])
+NUMBERS = st.sampled_from([1.0, math.nan, math.inf, 1e300])
+
+
 @given(
-    state=st.dictionaries(
-        st.sampled_from(["weight", "bias", "fc.weight", "other"]),
-        st.tuples(st.sampled_from([(2, 3), (2,), (3, 2), ()]), st.sampled_from(["float32", "float64", "int64", "bool"]),
-                  st.sampled_from([1.0, math.nan, math.inf, 1e300])),
-    )
-)  # fmt: skip
+    state=st.dictionaries(st.sampled_from(["weight", "bias", "fc.weight", "other"]), st.tuples(SHAPES, TYPES, NUMBERS))
+)
 def test_any_state_dict_fits_strictly_or_is_a_mistake(tmp_path, state):
     def tensor(shape, dtype, value):
         filled = torch.full(shape, value, dtype=torch.float64)
@@ -356,8 +358,13 @@ def test_a_table_of_any_bytes_is_continued_or_left_alone(tmp_path, content):
 # --------------------------------------------------------------------------------- splits, scores
 
 
-@given(count=st.integers(2, 80), copies=st.sampled_from([1, 6]), seed=st.integers(0, 2**32 - 1),
-       split_by=st.sampled_from(["window", "copy"]), rate=st.floats(0.001, 1))  # fmt: skip
+@given(
+    count=st.integers(2, 80),
+    copies=st.sampled_from([1, 6]),
+    seed=st.integers(0, 2**32 - 1),
+    split_by=st.sampled_from(["window", "copy"]),
+    rate=st.floats(0.001, 1),
+)
 def test_splits_are_disjoint_complete_and_labels_come_from_training(count, copies, seed, split_by, rate):
     parts = utils.split_windows(count, copies, seed, split_by)
     assert sorted(np.concatenate(parts)) == list(range(count * copies))

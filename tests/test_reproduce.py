@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, Project
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
@@ -29,9 +30,9 @@ def run(*flags):
 
 def command(*flags, **more):
     """A process of one of the scripts, with one thread."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(ROOT / flags[0]), *flags[1:]], env=environment,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **more)  # fmt: skip
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    how["env"] = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(ROOT / flags[0]), *flags[1:]], **how, **more)
 
 
 def rows(folder="."):
@@ -99,12 +100,10 @@ def test_metrics_are_scikit_learns_on_the_saved_predictions(here):
         p, kinds = logits.argmax(1), dict(labels=range(4), zero_division=0)
         stored = np.load(f"dataset/{cell.target}/label_20_120.npy")[window, 0, 0]
         assert np.array_equal(stored, y) and len(y) == int(row["windows"])
-        for name, value in {
-            "accuracy": accuracy_score(y, p), "f1_macro": f1_score(y, p, average="macro", **kinds),
-            "f1_micro": f1_score(y, p, average="micro", **kinds),
-            "precision_macro": precision_score(y, p, average="macro", **kinds),
-            "recall_macro": recall_score(y, p, average="macro", **kinds),
-        }.items():  # fmt: skip
+        wanted = {"accuracy": accuracy_score(y, p), "f1_micro": f1_score(y, p, average="micro", **kinds)}
+        for name, function in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+            wanted[f"{name}_macro"] = function(y, p, average="macro", **kinds)
+        for name, value in wanted.items():
             assert float(row[name]) == pytest.approx(value, abs=1e-6), (cell, name)
         assert metrics.scores(y, p, 4)["confusion"] == confusion_matrix(y, p, labels=range(4)).tolist()
         assert ledger.read_predictions(made.predictions(cell), "another") is None
@@ -179,7 +178,7 @@ def test_killed_then_run_twice_at_once_it_ends_with_the_same_table(here, tmp_pat
 
 def test_two_writers_do_not_corrupt_the_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = "import sys; sys.path.insert(0, sys.argv[1])\nfrom bookkeeping import artefacts\n"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from bookkeeping import artefacts\n"
     code += "for i in range(20): artefacts.append_row('saved/results.csv', {'who': sys.argv[2], 'i': i})"
     writers = [subprocess.Popen([sys.executable, "-c", code, str(ROOT), who]) for who in "xy"]
     assert [writer.wait() for writer in writers] == [0, 0]
@@ -229,7 +228,10 @@ def test_jobs_side_by_side(project, monkeypatch, capsys):
 
     monkeypatch.setattr(jobs, "worker_command", fake)
     found = made.jobs()
-    finished = lambda: {job: (0, 1) for job in found}  # noqa: E731
+
+    def finished():
+        return {job: (0, 1) for job in found}
+
     failed = jobs.side_by_side([], found, [0, 1], finished, {job: made.work(job) for job in found})
     assert failed == ["a_full_s3432: error: no luck (see results/logs/a_full_s3432.log)"]
     assert sorted(name for name, _ in seen) == ["a_full_s3431", "a_full_s3432", "a_full_s3433"]
@@ -240,9 +242,9 @@ def test_variants_are_what_their_names_say(project):
     made = the_grid("--variants", "all", "--epochs", "6", "--seeds", "1")
     trained = {job.variant: made.pretrain_config(job) for job in made.jobs() if not made.is_baseline(job.variant)}
     cfg = {name: config["train"] for name, config in trained.items()}
-    assert {name: (c["n_epochs"], c["n_epochs_cl"]) for name, c in cfg.items()} == dict.fromkeys(cfg, (6, 3)) | {
-        "masked": (6, 0), "joint": (6, 6), "contrastive": (6, 6), "random": (1, 0)
-    }  # fmt: skip
+    epochs = {"masked": (6, 0), "joint": (6, 6), "contrastive": (6, 6), "random": (1, 0)}
+    found = {name: (c["n_epochs"], c["n_epochs_cl"]) for name, c in cfg.items()}
+    assert found == dict.fromkeys(cfg, (6, 3)) | epochs
     assert [name for name, c in cfg.items() if c["lambda1"] == 0] == ["contrastive"]
     assert [name for name, c in cfg.items() if c["split_by"] == "copy"] == ["copy"]
     (copy,) = [job for job in made.jobs() if job.variant == "copy" and job.source == "a"]
@@ -255,8 +257,6 @@ def test_variants_are_what_their_names_say(project):
 
 
 def test_the_random_encoder_stays_as_it_was_drawn(project):
-    import torch
-
     made = the_grid("--variants", "random", "--seeds", "1", "--sources", "a")
     (job,) = made.jobs()
     jobs.call(made.pretrain(job))
@@ -291,9 +291,10 @@ def test_mistakes_are_one_line(project, flags, message):
 
 
 def test_the_precision_is_no_other_experiment():
+    """Rounding is none, nor is the device; tests/test_fast.py shows that no stage leaves its own to the next."""
     config = {"train": {}, "precision": "tf32"}
     hashes = {p: ledger.training(config | {"precision": p}, {}) for p in ("fp32", "tf32", "bf16")}
-    assert hashes["fp32"] == hashes["tf32"] == hashes["bf16"]  # rounding is no other experiment, nor is the device
+    assert hashes["fp32"] == hashes["tf32"] == hashes["bf16"]
     assert ledger.training(config | {"train": {"seed": 1}}, {}) != hashes["fp32"]
 
 

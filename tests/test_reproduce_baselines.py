@@ -1,4 +1,4 @@
-"""baselines.py: the supervised models see exactly the windows that classifier.py labels, and repeat bit for bit."""
+"""experiments/baselines.py: the supervised models see the windows that classifier.py labels, and repeat themselves."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""table.py and figures.py on rows made up for the purpose."""
+"""experiments/table.py and figures.py on rows made up for the purpose."""
 
 import csv
 
@@ -35,8 +35,8 @@ def made(project):
             if job.variant != "copy":  # as rows of an older version
                 assessed = metrics.assess(logits, y, cell.seed - 3430.0)
                 confidence = ledger.confidence_columns(assessed, {"ece": 0.25, "ece_uncalibrated": 0.5})
-            pair = (job.source, cell.target, "20_120")
-            ledger.save_test(npz, pair, settings, found, (np.arange(12), y, logits), confidence)
+            pair, predictions = (job.source, cell.target, "20_120"), (np.arange(12), y, logits)
+            ledger.save_test(npz, pair, settings, found, predictions, confidence)
     return result
 
 
@@ -53,7 +53,10 @@ def test_mean_and_standard_deviation_by_hand(made):
 
 def test_an_average_over_pairs_is_taken_within_a_run(monkeypatch):
     """Two pairs that go up and down together between runs, or against each other."""
-    part = lambda values: {(i, i): {"accuracy": value} for i, value in enumerate(values)}  # noqa: E731
+
+    def part(values):
+        return {(i, i): {"accuracy": value} for i, value in enumerate(values)}
+
     assert table.spread(table.mean_over([part([0.4, 0.6]), part([0.6, 0.4])], "accuracy")) == "0.500 ± 0.000"
     assert table.spread(table.mean_over([part([0.4, 0.6]), part([0.4, 0.6])], "accuracy")) == "0.500 ± 0.141"
     assert table.spread(table.mean_over([part([0.4, 0.6]), part([0.4])], "accuracy")) == "0.400"
@@ -81,10 +84,8 @@ def test_confidence_by_hand(made):
     top = np.array([1 / (1 + 3 * np.exp(-1 / t)) for t in (1, 2, 3)])
     accuracy = np.array([12, 11, 10]) / 12
     for name in ("a → b", "all pairs, average"):
-        assert line[name].split()[-10:] == [
-            "2.000", "±", "1.000", *table.spread(np.abs(accuracy - top[0])).split(),
-            *table.spread(np.abs(accuracy - top)).split(), "3",
-        ]  # fmt: skip
+        errors = table.spread(np.abs(accuracy - top[0])), table.spread(np.abs(accuracy - top))
+        assert line[name].split()[-10:] == ["2.000", "±", "1.000", *" ".join(errors).split(), "3"]
     assert line["b → own test part"].split()[-7:] == ["0.500", "±", "0.000", "0.250", "±", "0.000", "3"]
     with open("results/table.csv", newline="") as handle:
         rows = {(r["variant"], r["label_rate"], r["source"], r["target"]): r for r in csv.DictReader(handle)}

@@ -1,6 +1,7 @@
 """Interrupted training: the same command continues and ends with the files of an undisturbed run, bit for bit."""
 
 import json
+import os
 import signal
 
 import numpy as np
@@ -188,6 +189,20 @@ def test_a_killed_run_continues_from_the_last_state_written(trained, capsys):
     assert unchanged(trained, before) == []
 
 
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_before_training_is_130_and_one_line_too(trained, number):
+    """While the windows are read: there is no state to keep yet."""
+    before = trained.files()
+    prelude = f"""
+import os, signal
+import utils
+utils.load_windows = lambda *_: os.kill(os.getpid(), signal.{number})
+"""
+    status, out, err = trained.command("pretrain.py", "-d", "a", prelude=prelude)
+    assert (status, out, err) == (130, "", "interrupted\n")
+    assert unchanged(trained, before) == []
+
+
 def test_ctrl_c_stays_ignored_where_the_shell_ignores_it():
     """A command started with `nohup` or `&` in a script must not answer to another job's Ctrl-C."""
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -214,6 +229,11 @@ def interrupted(trained, monkeypatch):
     return trained
 
 
+def another_embedding(project):
+    project.run(*PRETRAIN_A, "-s", "x", "--seed", 8)
+    project.run("embedding", "-d", "a", "-f", "x", "--seed", 8)
+
+
 @pytest.mark.parametrize(
     "change, call, wanted",
     [
@@ -227,13 +247,10 @@ def interrupted(trained, monkeypatch):
         (lambda p: p.config("train", batch_size=9), CLASSIFY_A, r"train.batch_size \(16 then, 9 now\)"),
         (lambda p: None, ("classifier", "-d", "a", "-lr", 0.3), r"label_rate \(0.5 then, 0.3 now\)"),
         (lambda p: None, (*CLASSIFY_A, "-l", "1"), r"label_index \(0 then, 1 now\)"),
-        (lambda p: (p.run(*PRETRAIN_A, "-s", "x", "--seed", 8), p.run("embedding", "-d", "a", "-f", "x", "--seed", 8)),
-         (*CLASSIFY_A, "-f", "x"), "made_from.embed/embedx_a_20_120.npy"),
+        (another_embedding, (*CLASSIFY_A, "-f", "x"), "made_from.embed/embedx_a_20_120.npy"),
         (lambda p: setattr(torch, "__version__", "0.1"), PRETRAIN_A, r"torch \(.* then, 0.1 now\)"),
     ],
-    ids=["lr", "epochs", "mask", "seed", "augmentation", "start", "data", "batch size", "label rate", "column",
-         "embedding", "torch"],
-)  # fmt: skip
+)
 def test_a_state_of_another_run_is_refused_with_the_differing_keys(interrupted, monkeypatch, change, call, wanted):
     monkeypatch.setattr(torch, "__version__", torch.__version__)  # restored after the test
     change(interrupted)
@@ -273,20 +290,20 @@ def test_runs_under_other_stems_don_t_share_a_state(interrupted):
 def test_states_are_written_seldom_and_copied_seldom(tmp_path, monkeypatch):
     """Once a second, once every fifteen: under 1 % of any run, however short its epochs."""
     assert resume.COPY_SECONDS >= 1 and resume.WRITE_SECONDS >= 15
+
+    class Part:
+        def state_dict(self):
+            made.append(clock[0])
+            return {}
+
     clock, made = [0.0], []
     monkeypatch.setattr(resume.time, "monotonic", lambda: clock[0])
     state = Resume(tmp_path / "state.pt", {})
     written = []
-
-    class Part:
-        def state_dict(self):
-            made.append(1)
-            return {}
-
     monkeypatch.setattr(state, "write", lambda: written.append(clock[0]) or setattr(state, "last_write", clock[0]))
     for epoch in range(1000):
         clock[0] = epoch * 0.1
-        state.after_epoch({"part": Part()}, epoch=epoch)
+        state.after_epoch({"model": Part()}, epoch=epoch)
     assert 90 <= len(made) <= 101 and len(written) == 6
 
 
@@ -300,7 +317,7 @@ def test_a_copied_state_does_not_change_with_the_run():
 def test_a_failing_loop_keeps_the_last_state_and_its_error(tmp_path):
     state = Resume(tmp_path / "state.pt", {"seed": 1})
     with pytest.raises(ZeroDivisionError), state.guard():
-        state.after_epoch({}, epoch=1, x=torch.ones(2))
+        state.after_epoch({"layer": torch.nn.Linear(1, 1)}, epoch=1, x=torch.ones(2))
         raise ZeroDivisionError
     loaded = Resume(tmp_path / "state.pt", {"seed": 1}).load()
     assert loaded["epoch"] == 1 and torch.equal(loaded["x"], torch.ones(2))
@@ -361,8 +378,6 @@ def test_a_learning_rate_that_explodes_is_an_error_not_a_file_of_nan(project):
 
 
 def test_deterministic_sets_what_torch_and_cublas_need(monkeypatch):
-    import os
-
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     was = torch.are_deterministic_algorithms_enabled()
     try:

@@ -19,7 +19,7 @@ from plain import Alone, Plain
 PRETRAIN_A = ("pretrain", "-d", "a")
 MASK = {"mask_ratio": 0.15, "max_gram": 10, "mask_prob": 0.8, "replace_prob": 0.5}
 CPU = torch.device("cpu")
-ENGINE = Plain(Alone(CPU))
+PLAIN = Plain(Alone(CPU))
 
 
 def result(project):
@@ -82,8 +82,8 @@ def test_the_shares_of_processes_are_parts_of_the_same_draw(monkeypatch, SECTION
     head = Contrastive(8)
 
     def drawn(mine):
-        draws = draw_epoch([50], 8, 6, (120, 6), MASK, head, make_generator("cpu", 1))
-        return [share_of(draw, mine) for draw in draws]
+        generator = make_generator("cpu", 1)
+        return [share_of(draw, mine) for draw in draw_epoch([50], 8, 6, (120, 6), MASK, head, generator)]
 
     for whole, left, right in zip(drawn(slice(None)), drawn(slice(0, 4)), drawn(slice(4, 8)), strict=True):
         assert torch.equal(torch.cat([left.order, right.order], dim=1), whole.order)
@@ -107,7 +107,7 @@ def test_the_limit_decides_where_the_views_live(capsys):
     needed = 4 * 720 * (20 + 2 * 60)
     parts = [np.arange(40), np.arange(40, 60)]
     for limit, kind in ((needed / 1e9, InMemory), ((needed - 1) / 1e9, Streamed), (None, InMemory)):
-        made = open_views(ENGINE, data, parts, "channel_aug", 1, limit)
+        made = open_views(PLAIN, data, parts, "channel_aug", 1, limit)
         assert [type(views) for views in made] == [kind, kind] and list(map(len, made)) == [40, 20]
     assert capsys.readouterr().out.count("batch by batch") == 1
     assert 0 < batches.free_memory(CPU) < 1e13
@@ -117,7 +117,7 @@ def test_the_limit_decides_where_the_views_live(capsys):
 def test_streamed_views_are_those_in_memory(method):
     data = make_windows(20)[0]
     parts = [np.random.RandomState(0).permutation(20 * (1 if method == "none" else 6))]
-    (whole,), (streamed,) = (open_views(ENGINE, data, parts, method, 1, limit) for limit in (1, 0))
+    (whole,), (streamed,) = (open_views(PLAIN, data, parts, method, 1, limit) for limit in (1, 0))
     n = len(whole)
     order = torch.randperm(n)[: n // 5 * 5].view(-1, 5)
     for epoch in (None, 3):

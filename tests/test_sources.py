@@ -7,6 +7,7 @@ from conftest import DATASET, make_windows
 
 import batches
 import pretrain
+import reproduce
 import utils
 from augment import make_generator
 from bookkeeping import artefacts, configs
@@ -111,3 +112,18 @@ def test_every_batch_has_equal_shares_of_the_sources(sizes, B):
         rows = order[source == number] - edges[number]
         counts = torch.bincount(rows, minlength=size)
         assert counts.max() - counts.min() <= 1  # visited in turn, none more often than another
+
+
+def test_leave_one_out_makes_each_set_the_target_of_the_others(three, capsys):
+    flags = ["--leave_one_out", "--variants", "full", "forest", "--seeds", "1", "--jobs", "0", "-g", "cpu"]
+    text = reproduce.main(reproduce.get_args(flags))
+    rows = artefacts.read_table("saved/results.csv")
+    assert {(row["source"], row["target"]) for row in rows} == {("b+c", "a"), ("a+c", "b"), ("a+b", "c")}
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    accuracy = {row["target"]: float(row["accuracy"]) for row in rows if not row["baseline"]}
+    for target, value in accuracy.items():
+        assert f"{value:.3f} / " in lines[target]
+    assert f"{np.mean(list(accuracy.values())):.3f} / " in lines["mean"]
+    assert (three.folder / "results/leave_one_out.png").stat().st_size > 5000
+    with pytest.raises(UserError, match="--leave_one_out makes its sources itself"):
+        reproduce.main(reproduce.get_args(["--leave_one_out", "--sources", "a"]))

@@ -413,7 +413,14 @@ def test_a_command_with_an_unknown_key_ends_with_status_2(v2_project):
     assert status == 2 and err.count("\n") == 1 and err.startswith("error: config/pretrain_model.json, base_v2")
 
 
-@pytest.mark.parametrize("flags, wanted", [(("-am", "jitter"), "makes no copies"), (("-f", "other"), "leave -f out")])
+@pytest.mark.parametrize(
+    "flags, wanted",
+    [
+        (("-am", "jitter"), "makes no copies"),
+        (("-f", "other"), "leave -f out"),
+        (("--precision", "bf16"), "computes in float32"),
+    ],
+)
 def test_flags_that_mean_nothing_are_refused(v2_project, flags, wanted):
     with pytest.raises(UserError, match=f"{flags[0]} {flags[1]}: -mv v2 .*{wanted}"):
         v2_project.run("classifier", "-d", "a", "-mv", "v2", *flags)

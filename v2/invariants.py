@@ -66,8 +66,8 @@ def slope(x):
 
 def fourier(T, frequencies):
     """Cosines and sines (T, F) of `frequencies` (F,) in cycles a step under a Hann window that sums to 1."""
-    window = torch.hann_window(T, device=frequencies.device)[:, None]
-    angle = 2 * math.pi * torch.arange(T, device=frequencies.device)[:, None] * frequencies
+    time = torch.arange(T, device=frequencies.device)[:, None]
+    window, angle = (math.pi / T * time).sin().square(), 2 * math.pi * time * frequencies
     return window * angle.cos() / window.sum(), window * angle.sin() / window.sum()
 
 

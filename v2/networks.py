@@ -5,8 +5,6 @@ independent networks that start from other weights and see other windows; one gr
 What they agree on carries over better than what one of them has found: their probabilities are averaged.
 """
 
-import functools
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,23 +12,13 @@ from torch import nn
 from v2.invariants import fourier
 
 FREQUENCIES, POINTS = 32, 128  # the first 32 frequencies of a 128-point transform: to 4.8 Hz at 20 Hz
+SIZE = 40  # inside the logarithm: a wave of amplitude 0.05 is where it begins to bend
 SPECTRAL = (32, 64)  # features of the convolution over frequencies, and of the spectrum as a whole
 
 
 def grouped(members, inside, out, kernel=1):
     """A convolution for each member, (B, E * inside, T) -> (B, E * out, T); kernel 1 is a Linear per step."""
     return nn.Conv1d(members * inside, members * out, kernel, padding=kernel // 2, groups=members)
-
-
-@functools.cache
-def spectrum_table(T, device):
-    """What turns T steps into their spectrum: (T, F) cosines and sines under a Hann window, sums of which are 40.
-
-    A product with them is the transform, in operations that every runtime has. The window's sum is fixed, so that a
-    wave has the same size in a long window as in a short one.
-    """
-    cosine, sine = fourier(T, torch.arange(FREQUENCIES, device=device) / POINTS)
-    return 40 * cosine, 40 * sine
 
 
 class Network(nn.Module):
@@ -61,9 +49,13 @@ class Network(nn.Module):
         return x
 
     def spectrum(self, x):
-        """Features (B, E, 64) of the amplitude spectrum of channels (B, E * C, T)."""
-        cosine, sine = spectrum_table(x.shape[-1], x.device)
-        x = x - x.mean(-1, keepdim=True)
+        """Features (B, E, 64) of the amplitude spectrum of channels (B, E * C, T).
+
+        Two products with cosines and sines are the transform, in operations that every runtime has. Their window's sum
+        is fixed, so that a wave has the same size in a long window as in a short one.
+        """
+        cosine, sine = fourier(x.shape[-1], torch.arange(FREQUENCIES, device=x.device) / POINTS)
+        x = SIZE * (x - x.mean(-1, keepdim=True))
         size = ((x @ cosine).square() + (x @ sine).square() + 1e-12).sqrt()
         h = F.max_pool1d(F.relu(self.over_frequencies(torch.log1p(size))), 2)
         h = h.unflatten(1, (self.members, -1)).flatten(2).flatten(1)[..., None]  # (B, E * 32 * F / 2, 1)

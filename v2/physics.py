@@ -8,7 +8,6 @@ All functions are batched; N windows (N, T, 6) of acceleration in m/s^2 with gra
 of an altered window. Randomness comes from PyTorch's default generator, so that a step can be recorded and replayed.
 """
 
-import functools
 import math
 
 import torch
@@ -45,16 +44,10 @@ def smooth(x, width, reach=6):
     return sum(padded[:, i : i + T] * weights[..., i, None] for i in range(len(offsets)))
 
 
-@functools.cache
-def steps_table(T, device):
-    """What turns a window of T steps into its spectrum between SLOWEST and FASTEST, and those frequencies in Hz."""
-    hertz = torch.arange(SLOWEST, FASTEST, RATE / 256, device=device)
-    return *fourier(T, hertz / RATE), hertz
-
-
 def step_frequency(v):
     """The strongest frequency of vertical acceleration v (N, T) where steps are: (N,) Hz."""
-    cosine, sine, hertz = steps_table(v.shape[1], v.device)
+    hertz = torch.arange(SLOWEST, FASTEST, RATE / 256, device=v.device)
+    cosine, sine = fourier(v.shape[1], hertz / RATE)
     return hertz[((v @ cosine).square() + (v @ sine).square()).argmax(1)]
 
 
@@ -118,5 +111,5 @@ def replay(x, tempo):
     """The middle of x (N, T, 6) as if the person moved at another tempo, as many steps as fit; at tempo 1 all of it."""
     T = x.shape[1]
     steps = int(T / max(tempo, 1 / tempo))
-    start = torch.full_like(x[:, :1, 0], (T - 1 - (steps - 1) * tempo) / 2)  # not len(x), which an export would fix
-    return retime(x, steps, torch.full_like(start, tempo), start) if tempo != 1 else x
+    start = x.new_full((x.shape[0], 1), (T - 1 - (steps - 1) * tempo) / 2)
+    return retime(x, steps, start.new_full(start.shape, tempo), start) if tempo != 1 else x
