@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 import classifier
-import inference
 import fast
+import inference
 import plain
 import pretrain
 import utils
