@@ -214,23 +214,30 @@ def draw_recording(three, judged, line, lanes, chosen):
     for activity, spans in runs_of(judged, chosen).items():  # an edge, so that seconds in hours leave a line
         bands.broken_barh(spans, (lanes.index(activity) - 0.4, 0.8), color=colours[activity], linewidth=0.5)
     bands.set(yticks=range(len(lanes)), yticklabels=lanes, ylim=(len(lanes) - 0.5, -0.5))
-    middle, top = judged.spans.mean(1), judged.probabilities.max(1)
-    first = np.searchsorted(middle, edges)
-    count = np.diff(first)
-    if len(middle) > len(count):  # more windows than pieces: each piece's mean
-        sums = np.diff(np.append(0, top.cumsum())[first])
-        confidence.stairs(sums / np.where(count, count, np.nan), edges, color="0.2", baseline=None)
-    else:
-        last = np.append(np.diff(judged.spans[:, 0]) > judged.spans[:-1, 1] - judged.spans[:-1, 0] + 1e-6, True)
-        values = np.insert(top, np.flatnonzero(last) + 1, np.nan)  # NaN after the last window before a gap
-        times = np.insert(judged.spans[:, 0], np.flatnonzero(last) + 1, judged.spans[last, 1])
-        confidence.stairs(values[:-1], times, color="0.2", baseline=None)
+    if len(judged.start):
+        draw_confidence(confidence, judged.spans, judged.probabilities.max(1), edges)
     confidence.set(ylabel="confidence", ylim=(0, 1.05))
     gaps = [(start, end - start) for start, end, _ in judged.gaps]
     for axes in three:
         low, high = axes.get_ylim()
         axes.broken_barh(gaps, (low, high - low), facecolor="0.9", hatch="///", edgecolor="0.75", zorder=0, linewidth=0)
     clock(confidence, judged.dated, edges[0], edges[-1])
+
+
+def draw_confidence(axes, spans, top, edges):
+    """The confidence `top` (W,) of the windows' spans (W, 2); its mean in each piece where windows are more than those.
+
+    Nothing is drawn across a gap.
+    """
+    if len(top) > len(edges) - 1:
+        first = np.searchsorted(spans.mean(1), edges)
+        count, sums = np.diff(first), np.diff(np.append(0, top.cumsum())[first])
+        axes.stairs(sums / np.where(count, count, np.nan), edges, color="0.2", baseline=None)
+        return
+    last = np.append(spans[1:, 0] > spans[:-1, 1] + 1e-6, True)  # the last window before a gap, or of all
+    places = np.flatnonzero(last) + 1
+    values, times = np.insert(top, places, np.nan), np.insert(spans[:, 0], places, spans[last, 1])
+    axes.stairs(values[:-1], times, color="0.2", baseline=None)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ writes  saved/ready/model.pt, and model.json beside it: the configuration, the t
 
 It is classifier.py -mv v2 -lr 1: four fifths of the windows train, all of them with their labels; a tenth fits the
 temperature, a tenth gives the scores that are printed, of the same people. uschad stays out: its scores tell how the
-model does on people and devices it has never seen. A minute on a GPU, a quarter of an hour on two CPU cores.
+model does on people and devices it has never seen.
 """
 
 import argparse
