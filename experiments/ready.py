@@ -64,8 +64,8 @@ def main(args):
     state = torch.load(result["path"], map_location="cpu", weights_only=True)
     size = sum(tensor.nbytes for tensor in state.values())
     if size > LARGEST:
-        raise UserError(f"{result['path']} has {size} bytes of weights, more than the {LARGEST} that every clone may "
-                        "carry; lower 'members' or 'widths' in config/pretrain_model.json")  # fmt: skip
+        less = "lower 'members' or 'widths' in config/pretrain_model.json"
+        raise UserError(f"{result['path']} has {size} bytes of weights; every clone may carry {LARGEST}: {less}")
     path = FOLDER / "model.pt"
     more = {key: value for key, value in record.items() if key not in ("artefact", "fingerprint")}
     artefacts.save_state(path, state, more | {"terms": line})
