@@ -202,6 +202,16 @@ def test_recordings_in_a_table_and_a_picture_out(v2_trained, capsys):
     assert (v2_trained.folder / "walk.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_recordings_without_labels_are_judged_alike(v2_trained):
+    found = v2_trained.run("predict", *RUN)
+    plain = {key: value for key, value in LAYOUT.items() if key not in ("label", "activities")}
+    (v2_trained.folder / "layout.json").write_text(json.dumps(plain))
+    without = v2_trained.run("predict", *RUN)
+    assert without["scores"] is None and found["scores"]
+    for one, other in zip(found["judged"], without["judged"], strict=True):
+        assert np.array_equal(one.probabilities, other.probabilities)
+
+
 @pytest.mark.parametrize("seconds, dated", [(8, False), (28, False), (600, True), (36_000, False)])
 def test_the_time_line_shows_what_was_judged_however_long(seconds, dated):
     found = recording((seconds / 2, 0), (seconds / 4, None), (seconds / 2, 3), begin=1e9 if dated else 0, dated=dated)
@@ -259,7 +269,9 @@ def test_the_example_of_the_docs_runs(v2_trained):
 
 def test_which_model_the_flags_name():
     def named(*flags):
-        return inference.named(predict.get_args(["--raw", "x", *flags]))
+        args = predict.get_args(["--raw", "x", *flags])
+        of_data = args.dataset, args.dataset_version
+        return inference.named(*of_data, args.model_version, args.save_model, args.model_file)
 
     assert named() is None and named("-s", "ready") is None and named("-s", "ready", "-mv", "v2") is None
     assert named("-mv", "v2") == utils.Files("uci", "20_120", "v2", "model", None)
