@@ -18,4 +18,5 @@ test: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv saved/* embed/* results dataset/*/
+	find saved -mindepth 1 -maxdepth 1 ! -name ready ! -name .gitkeep -exec rm -rf {} +
+	rm -rf .venv embed/* results dataset/*/

@@ -314,3 +314,46 @@ def _gaps(layout, time, recording, order, where):
         limit = layout.max_gap or max(0.1, 2.5 / rate)
         gap[begin + 1 : begin + count] = np.cumsum(np.diff(time[part]) > limit + 1e-9)
     return gap
+
+
+def read(raw, recordings):
+    """Whole recordings under `raw` (a folder or zip) that the JSON `recordings` describes, for predict.py.
+
+    Yields, a file at a time, (name, samples (n, 6) float32, time (n,) s, False, (ids (n,), names) of the labels or
+    None): at 20 Hz, gaps showing in `time`. Nothing is left out or written. Raises UserError as `convert` does.
+    """
+    layout = Layout(recordings)
+    with open_source(raw, LIMIT, fnmatch.translate(layout.files)) as source:
+        for name in sorted(source.matching(fnmatch.translate(layout.files)), key=_file_order):
+            yield from _whole(layout, source, name)
+
+
+def _whole(layout, source, name):
+    """The recordings of one file, as `read` yields them."""
+    table, texts = _read(layout, source, name)
+    acc = np.stack([table[c] for c in layout.acc], axis=1)
+    if layout.gravity:
+        acc = acc + np.stack([table[c] for c in layout.gravity], axis=1)
+    gyro = np.stack([table[c] for c in layout.gyro], axis=1)
+    samples = np.concatenate([acc * layout.acc_scale, gyro * layout.gyro_scale], axis=1)
+    time = table[layout.time] * layout.time_unit if layout.time else np.arange(len(samples)) / layout.rate
+    places = {key: place for key, (_, place) in texts.items()}
+    label, order = places.pop("label"), np.argsort(places["recording"], kind="stable")
+    gap = _gaps(layout, time, texts["recording"], order, f"{source.label}: {name}")
+    first, length = runs(*places.values())
+    for number, (begin, count) in enumerate(zip(first.tolist(), length.tolist(), strict=True)):
+        parts = []
+        for start, many in zip(*(x.tolist() for x in runs(gap[begin : begin + count])), strict=True):
+            part = slice(begin + start, begin + start + many)
+            if many >= 3:
+                made = resample(time[part], samples[part], layout.rate).astype(np.float32)
+                at = time[part][0] + np.arange(len(made)) / 20
+                nearest = np.minimum(np.searchsorted(time[part], at), many - 1)
+                parts.append((made, at, label[part][nearest]))
+        if parts:
+            made, at, ids = map(np.concatenate, zip(*parts, strict=True))
+            values = [layout.activities.get(text) for text in texts["label"][0]]
+            known = sorted({value for value in values if value})
+            table_ids = np.array([known.index(value) if value else -1 for value in values])
+            title = name if len(first) == 1 else f"{name} {number + 1}"
+            yield title, made, at, False, (table_ids[ids], known)
