@@ -160,7 +160,7 @@ def test_every_name_is_in_the_source(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=place)
 def test_every_module_holds_what_is_named_of_it(page):
-    for module, member in re.findall(r"\b([a-z]\w*(?:\.[a-z]\w*)*)\.([A-Za-z_]\w*)", TEXT[page]):
+    for module, member in re.findall(r"(?<![\w-])([a-z]\w*(?:\.[a-z]\w*)*)\.([A-Za-z_]\w*)", TEXT[page]):
         at = ROOT / module.replace(".", "/")
         source = next((f for f in (at.with_suffix(".py"), at / "__init__.py") if f in SOURCE), None)
         if source is None or member in ("py", "md", "json") or (at / f"{member}.py") in SOURCE:
