@@ -74,7 +74,7 @@ def accept(words):
     if (found := script_of(words)) is None:
         return None
     flags = [PLACES.get(word, word) for word in found[1]]
-    if "--recordings" in flags:
+    if found[0] == "dataset/prepare.py" and "--recordings" in flags:
         flags[flags.index("-d") + 1] = "mine"  # there a built-in set is refused
     try:
         return module_of(found[0]).get_args(flags)
@@ -160,12 +160,15 @@ def test_every_name_is_in_the_source(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=place)
 def test_every_module_holds_what_is_named_of_it(page):
-    for module, member in re.findall(r"\b([a-z]\w*(?:\.[a-z]\w*)*)\.([A-Za-z_]\w*)", TEXT[page]):
+    for module, member in re.findall(r"(?<![\w-])([a-z]\w*(?:\.[a-z]\w*)*)\.([A-Za-z_]\w*)", TEXT[page]):
         at = ROOT / module.replace(".", "/")
         source = next((f for f in (at.with_suffix(".py"), at / "__init__.py") if f in SOURCE), None)
         if source is None or member in ("py", "md", "json") or (at / f"{member}.py") in SOURCE:
             continue
-        names = {node.name for node in ast.parse(SOURCE[source]).body if hasattr(node, "name")}
+        body = ast.parse(SOURCE[source]).body
+        names = {node.name for node in body if hasattr(node, "name")}
+        values = [node for part in body if isinstance(part, ast.Assign) for node in ast.walk(part)]
+        names |= {node.id for node in values if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
         assert member in names, f"{place(page)}: {module} has no {member}"
 
 
