@@ -48,7 +48,6 @@ def get_args(argv=None):
 
 def lay_out(folder, args):
     """A project folder: configurations of the short schedule, and the two data sets, thinned out."""
-
     (folder / "dataset").mkdir()
     for name in ("config", "dataset/data_config.json"):
         (folder / name).symlink_to(ROOT / name)
@@ -65,7 +64,6 @@ def lay_out(folder, args):
 
 def one_run(args, path, seed):
     """The four scripts on one path: validation losses of all epochs, accuracy on the target, seconds of pretraining."""
-
     common = ["-d", args.dataset, "-s", f"{path}{seed}"]
     seeded = [*common, "--seed", str(seed), "-g", "cpu"]
     plain = ["--plain"] if path == "plain" else []
@@ -81,7 +79,6 @@ def one_run(args, path, seed):
 
 
 def main(args):
-
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
         lay_out(Path(folder), args)
@@ -103,7 +100,6 @@ def main(args):
 
 def compare(plain, other, path, args):
     """Print the runs of a path beside the plain ones: how far losses and accuracies are apart, and if they agree."""
-
     print(f"\n| seed | masked, plain | {path} | contrastive, plain | {path} | furthest | accuracy, plain | {path} |")
     print("|-|-|-|-|-|-|-|-|")
     furthest = []
@@ -115,11 +111,10 @@ def compare(plain, other, path, args):
     accuracies = [np.array([row["accuracy"] for row in part]) for part in (plain, other)]
     apart, spread = float(abs(accuracies[0].mean() - accuracies[1].mean())), float(np.ptp(accuracies[0]))
     print(f"validation losses of the last of {args.epochs} epochs; furthest: relative, over all epochs and both losses")
-    print(
-        f"mean accuracy {accuracies[0].mean():.3f} plain, {accuracies[1].mean():.3f} {path}; the plain path's seeds "
-        f"spread over {spread:.3f}; pretraining took {sum(r['seconds'] for r in plain):.0f} s plain, "
-        f"{sum(r['seconds'] for r in other):.0f} s {path}"
-    )
+    seconds = [sum(row["seconds"] for row in part) for part in (plain, other)]
+    means = f"mean accuracy {accuracies[0].mean():.3f} plain, {accuracies[1].mean():.3f} {path}"
+    took = f"pretraining took {seconds[0]:.0f} s plain, {seconds[1]:.0f} s {path}"
+    print(f"{means}; the plain path's seeds spread over {spread:.3f}; {took}")
     agree = all(each <= args.tolerance for each in furthest) and apart <= spread  # a NaN does not
     return {"furthest": max(furthest), "apart": apart, "agree": agree}
 

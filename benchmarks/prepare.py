@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import polars
 
 PREPARE = Path(__file__).resolve().parents[1] / "dataset" / "prepare.py"
 USERS = "abcdefghi"
@@ -59,8 +60,6 @@ def device_rows(rng, rate, seconds, start, level, gaps):
 
 def write_files(folder, rows, seed=0):
     """Write both CSV files with about `rows` rows each (never fewer), and return their sizes in bytes."""
-    import polars
-
     rng = np.random.default_rng(seed)
     per_second = 2 * sum(RATES.values())
     sizes = {}

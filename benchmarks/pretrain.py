@@ -36,8 +36,6 @@ from bookkeeping.commands import Parser, run
 from models import Classifier, MaskedModel, encode
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
 SCRIPTS = ("pretrain.py", "embedding.py", "classifier.py", "cross_dataset_test.py")
 
 
@@ -47,19 +45,14 @@ def get_args(argv=None):
     parser.add_argument("-g", "--gpu", help="index of the GPU, or cpu (default: the first GPU, else the CPU)")
     parser.add_argument("--windows", type=int, help="make up this many windows instead")
     parser.add_argument("--rounds", type=int, default=5, help="turns of plain, fast and product (default 5)")
-    parser.add_argument(
-        "--precisions",
-        nargs="+",
-        choices=("fp32", "tf32", "bf16"),
-        help="default fp32, on a GPU all, on a CPU with AMX also bf16",
-    )
+    which = "default fp32, on a GPU all, on a CPU with AMX also bf16"
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "tf32", "bf16"), help=which)
     parser.add_argument("--no_plain", action="store_true", help="the fast path only")
     return parser.parse_args(argv)
 
 
 def timed(fn, device, repeat=1):
     """Seconds that `repeat` calls of fn take together, all queued work included."""
-
     synchronize = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     synchronize()
     start = time.perf_counter()
@@ -71,7 +64,6 @@ def timed(fn, device, repeat=1):
 
 def limits(device):
     """What the device can do: FLOP/s of a large float32 (and bf16) product, bytes/s of a large copy."""
-
     n = 4096 if device.type == "cpu" else 8192
     a = torch.randn(n, n, device=device)
     large = torch.empty(1 << (26 if device.type == "cpu" else 28), device=device)
@@ -98,7 +90,6 @@ def step_flops(both):
 
 def load_copies(args, device):
     """A data set's windows with their copies, or as many made-up ones, on the device: (6N, T, C)."""
-
     if args.windows:
         windows = torch.randn(args.windows, 120, 6, device=device)
     else:
@@ -117,7 +108,6 @@ def step_bytes(both):
 
 def peak_memory(fn, device):
     """GiB at most while fn runs: allocated on a GPU, of the whole process on a CPU (None where Linux doesn't say)."""
-
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         timed(fn, device)
@@ -154,7 +144,6 @@ def make_step(engine, both, windows):
 
 def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
     """One row a half and precision: milliseconds a step on the plain and the fast path, their ratio, limits."""
-
     gpu, model_cfg = "cpu" if device.type == "cpu" else device.index, configs.read_encoder_config("v1")
     a = torch.randn(4096, 4096, device=device)
     rows = []
@@ -221,7 +210,6 @@ def measure_classifier(device, rows, rounds, precision="fp32", epochs=100, rate=
 
     Computed from `rounds` steps and validations, products in between.
     """
-
     model = Classifier(configs.read_classifier_config("v1"), 4).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     generator = make_generator(device, 0)
@@ -263,7 +251,6 @@ def start_up():
 
 
 def main(args):
-
     device = utils.pick_device(args.gpu if args.gpu in (None, "cpu") else int(args.gpu))
     if device.type == "cpu":
         fast.keep_freed_memory()
@@ -297,14 +284,12 @@ def main(args):
     }
     artefacts.save_json("results/benchmark_pretrain.json", result)
 
-    print(
-        f"{name}, torch {torch.__version__}, {result['date']}: {result['dataset']}, {steps} steps an epoch; limits "
-        + json.dumps({key: f"{value:.3g}" for key, value in bounds.items()})
-    )
-    print(
-        "\n| precision | half | plain ms/step | fast ms/step | ratio | plain products/epoch | fast products/epoch | "
-        "share of arithmetic | share of memory | plain peak GiB | fast peak GiB |\n" + "|-" * 11 + "|"
-    )
+    shown = json.dumps({key: f"{value:.3g}" for key, value in bounds.items()})
+    of = f"{result['dataset']}, {steps} steps an epoch"
+    print(f"{name}, torch {torch.__version__}, {result['date']}: {of}; limits {shown}\n")
+    times = "plain ms/step | fast ms/step | ratio | plain products/epoch | fast products/epoch"
+    shares = "share of arithmetic | share of memory | plain peak GiB | fast peak GiB"
+    print(f"| precision | half | {times} | {shares} |\n" + "|-" * 11 + "|")
     for row in rows:
         cells = [row[key] for key in ("plain_ms", "fast_ms", "ratio", "plain_products", "fast_products")]
         cells[3:] = [steps * products if products else None for products in cells[3:]]

@@ -33,8 +33,6 @@ from bookkeeping.commands import Parser, UserError, run
 from bookkeeping.plots import COLOURS, STYLE, plt
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
 HALVES = ("masked", "masked + contrastive")
 ENTRY = {"sr": 20, "seq_len": 120, "dimension": 6, "activity_label_index": 0, "activity_label_size": 1}
 
@@ -77,7 +75,6 @@ def anonymous():
 
 def work(settings):
     """Pretrain as `settings` say, up to where validation would begin, and write down what it took."""
-
     batches.SECTION = 2 * settings["batch"] * settings["steps"]
     epoch, make, marks, made, most = batches.Draws.epoch, batches.Source.__call__, [], [], [anonymous()]
     start, before = time.perf_counter(), most[0]
@@ -135,12 +132,8 @@ def measure(folder, args, windows, processes, mode, half):
     rounds = min(args.rounds + 1, COPIES * int(0.8 * windows) // args.batch // args.steps)
     if rounds < 2:
         raise UserError(f"{windows} windows make too short an epoch for two rounds of --steps {args.steps}; lower it")
-    train |= {
-        "n_epochs": 1,
-        "n_epochs_cl": HALVES.index(half),
-        "total_steps": args.steps * rounds,
-        "batch_size": args.batch,
-    }
+    train |= {"n_epochs": 1, "n_epochs_cl": HALVES.index(half)}
+    train |= {"total_steps": args.steps * rounds, "batch_size": args.batch}
     (folder / "train.json").write_text(json.dumps(train))
     limit = "0" if mode == "streamed" else "1e6"
     flags = ["-d", "made", "-t", "train.json", "--quiet", "--restart", "--memory_gb", limit]
@@ -148,24 +141,13 @@ def measure(folder, args, windows, processes, mode, half):
     settings = {"flags": flags, "batch": args.batch, "steps": args.steps, "report": str(report)}
     script = ["-m", "benchmarks.scale", "--work", json.dumps(settings)]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, *script],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
+    how = {"cwd": folder, "capture_output": True, "text": True, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run([sys.executable, *launcher, *script], **how)
     if not report.exists():
         raise RuntimeError(f"{windows} windows, {processes} processes, {mode}, {half}:\n{done.stdout}\n{done.stderr}")
     found = json.loads(report.read_text())
-    row = {
-        "windows": windows,
-        "processes": processes,
-        "mode": mode,
-        "half": half,
-        **found,
-        "windows_per_s": args.batch / found["step_s"],
-    }
+    row = {"windows": windows, "processes": processes, "mode": mode, "half": half}
+    row |= found | {"windows_per_s": args.batch / found["step_s"]}
     print(json.dumps(row), flush=True)
     return row
 
@@ -176,18 +158,14 @@ def table(rows):
         "| windows | processes | half | set-up s: memory, streamed | memory GB | ms/step | windows/s | loss |",
         "|-:|-:|-|-:|-:|-:|-:|-:|",
     ]
+    columns = (("set_up_s", 1, ".1f"), ("memory_gb", 1, ".2f"), ("step_s", 1e3, ".4g"), ("windows_per_s", 1, ".0f"))
     cases = dict.fromkeys((row["windows"], row["processes"], row["half"]) for row in rows)
     for case in cases:
         modes = {r["mode"]: r for r in rows if (r["windows"], r["processes"], r["half"]) == case}
-        cells = [
-            ", ".join(f"{modes[m][key] * scale:{form}}" if m in modes else "-" for m in ("memory", "streamed"))
-            for key, scale, form in (
-                ("set_up_s", 1, ".1f"),
-                ("memory_gb", 1, ".2f"),
-                ("step_s", 1e3, ".4g"),
-                ("windows_per_s", 1, ".0f"),
-            )
-        ]
+        cells = []
+        for key, scale, form in columns:
+            both = [f"{modes[m][key] * scale:{form}}" if m in modes else "-" for m in ("memory", "streamed")]
+            cells.append(", ".join(both))
         loss = "-"
         if "CPU" in rows[0]["device"] and "streamed" in modes:  # steps wait for the views; two runs differ by more
             loss = f"{modes['streamed']['views_s'] / modes['streamed']['step_s']:.1%}"
@@ -199,23 +177,17 @@ def table(rows):
 
 def draw(rows, path):
     """Memory and milliseconds a step against the number of windows."""
-
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
         for number, (mode, label) in enumerate((("memory", "in memory"), ("streamed", "streamed"))):
             for half, line in zip(HALVES, ("-", "--"), strict=True):
-                found = [
-                    r for r in rows if (r["mode"], r["half"]) == (mode, half) and r["processes"] == rows[0]["processes"]
-                ]
+                case = (mode, half, rows[0]["processes"])
+                found = [r for r in rows if (r["mode"], r["half"], r["processes"]) == case]
+                windows, ms = [r["windows"] for r in found], [1e3 * r["step_s"] for r in found]
                 points = {"color": COLOURS[number], "marker": "o", "ms": 4, "ls": line}
-                right.plot(
-                    [r["windows"] for r in found],
-                    [1e3 * r["step_s"] for r in found],
-                    **points,
-                    label=f"{label}, {half}",
-                )
+                right.plot(windows, ms, **points, label=f"{label}, {half}")
                 if half == HALVES[0]:
-                    left.plot([r["windows"] for r in found], [r["memory_gb"] for r in found], **points, label=label)
+                    left.plot(windows, [r["memory_gb"] for r in found], **points, label=label)
         for axis, title in ((left, "memory allocated (GB)"), (right, "milliseconds a step")):
             axis.set(title=title, xlabel="windows", xscale="log"), axis.legend(fontsize=8)
         left.set_yscale("log"), right.set_ylim(bottom=0)

@@ -32,21 +32,16 @@ def get_args(argv=None):
 
 def kernels(step):
     """Microseconds and count of each kernel of one step: [(name, us, count)], the slowest first."""
-
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         for _ in range(REPLAYS):
             step()
         torch.cuda.synchronize()
-    rows = [
-        (event.key, event.self_device_time_total / REPLAYS, event.count / REPLAYS)
-        for event in recorded.key_averages()
-        if event.self_device_time_total > 0
-    ]
+    events = [event for event in recorded.key_averages() if event.self_device_time_total > 0]
+    rows = [(event.key, event.self_device_time_total / REPLAYS, event.count / REPLAYS) for event in events]
     return sorted(rows, key=lambda row: -row[1])
 
 
 def main(args):
-
     if not torch.cuda.is_available():
         raise UserError("benchmarks.step needs a CUDA GPU; on a CPU use torch.profiler on pretrain.py --plain")
     cfg = configs.read_encoder_config("v1")

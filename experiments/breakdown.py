@@ -54,26 +54,18 @@ def main(args):
     _, labels, _ = utils.load_windows(args.target_dataset, args.dataset_version)
     path = utils.data_path(args.target_dataset, args.dataset_version, "label")
     names, groups = (configs.label_names(entry, i)[1] for i in (args.label_index, column))
-    ids, of = (
-        utils.window_labels(labels, args.label_index, names, path),
-        utils.window_labels(labels, column, groups, path),
-    )
+    ids = utils.window_labels(labels, args.label_index, names, path)
+    of = utils.window_labels(labels, column, groups, path)
     runs = [read(file, ids) for file in args.files]
     result = {}
     print(f"{args.target_dataset} by {args.by}, {len(runs)} run{'s' if len(runs) > 1 else ''}")
     for number, group in enumerate(groups):
-        made = [
-            scores(label[of[window] == number], predicted[of[window] == number], len(names))
-            for window, label, predicted in runs
-            if (of[window] == number).any()
-        ]
+        chosen = [(label, predicted, of[window] == number) for window, label, predicted in runs]
+        made = [scores(label[rows], predicted[rows], len(names)) for label, predicted, rows in chosen if rows.any()]
         if not made:
             continue
-        text = "  ".join(
-            f"{title} {spread([m[key] for m in made])}"
-            for title, key in (("accuracy", "accuracy"), ("macro F1", "f1_macro"))
-        )
-        print(f"  {group:14s} {made[0]['windows']:6d} windows  {text}")
+        accuracy, f1 = (spread([m[key] for m in made]) for key in ("accuracy", "f1_macro"))
+        print(f"  {group:14s} {made[0]['windows']:6d} windows  accuracy {accuracy}  macro F1 {f1}")
         confusion = np.sum([m["confusion"] for m in made], 0)
         for i, name in enumerate(names):
             wrong = confusion[i].copy()

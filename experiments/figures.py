@@ -70,25 +70,15 @@ def confusion(results, variant, source, target, made):
     figure, axis = plt.subplots(figsize=(4.6, 4.0))
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
-        axis.text(
-            column,
-            row,
-            f"{share:.0%}\n{counts[row, column]:.0f}",
-            ha="center",
-            va="center",
-            fontsize=9,
-            color="white" if share > 0.6 else "black",
-        )
+        text, colour = f"{share:.0%}\n{counts[row, column]:.0f}", "white" if share > 0.6 else "black"
+        axis.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
     wrapped = [name.replace("&", "&\n") for name in names]
     axis.set_xticks(range(len(names)), wrapped, fontsize=9), axis.set_yticks(range(len(names)), wrapped, fontsize=9)
     axis.set_xlabel("predicted activity"), axis.set_ylabel("true activity")
     axis.grid(False), axis.spines[:].set_visible(False), axis.tick_params(length=0)
     accuracy = np.trace(counts) / counts.sum()
-    axis.set_title(
-        f"{grid.title(variant)}, {grid.pair(source, target)}: accuracy {accuracy:.3f}\n"
-        f"share and number of windows, {mean_text(len(matrices))}",
-        fontsize=10,
-    )
+    title = f"{grid.title(variant)}, {grid.pair(source, target)}: accuracy {accuracy:.3f}"
+    axis.set_title(f"{title}\nshare and number of windows, {mean_text(len(matrices))}", fontsize=10)
     save(figure, f"confusion_{source}_{target}", made)
 
 
@@ -103,53 +93,32 @@ def reliability(results, variant, source, target, made):
     labels = np.concatenate([labels for labels, _, _ in saved])
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.7), layout="constrained")
     edges = np.linspace(0, 1, metrics.BINS + 1)
-    for axis, title, calibrated in zip(
-        axes, ("as trained", "with the source's temperature"), (False, True), strict=False
-    ):
-        parts = [metrics.probabilities(z, t if calibrated or t is None else 1.0) for _, z, t in saved]
+    titles = ("as trained", "with the source's temperature")
+    for axis, title in zip(axes, titles, strict=False):
+        parts = [metrics.probabilities(z, t if title == titles[1] or t is None else 1.0) for _, z, t in saved]
         error = np.array([metrics.ece(p, y) for p, (y, _, _) in zip(parts, saved, strict=True)])
         probabilities = np.concatenate(parts)
         count, confidence, accuracy = metrics.reliability(probabilities, labels)
-        axis.bar(
-            edges[:-1],
-            count / count.sum(),
-            1 / metrics.BINS,
-            align="edge",
-            color="#999999",
-            alpha=0.45,
-            label="share of windows",
-        )
+        bars = {"align": "edge", "color": "#999999", "alpha": 0.45, "label": "share of windows"}
+        axis.bar(edges[:-1], count / count.sum(), 1 / metrics.BINS, **bars)
         axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="right as often as confident")
         shown = count >= 10  # of fewer the share that is right says nothing
-        axis.plot(
-            confidence[shown],
-            accuracy[shown],
-            marker="o",
-            markersize=4,
-            color=COLOURS[0],
-            label="accuracy (bins of 10 or more)",
-        )
+        style = {"marker": "o", "markersize": 4, "color": COLOURS[0]}
+        axis.plot(confidence[shown], accuracy[shown], label="accuracy (bins of 10 or more)", **style)
         axis.set_title(f"{title}: ECE {spread(error)}", fontsize=10), axis.set_xlabel("confidence (top probability)")
     thresholds = np.linspace(0, 1, 201)
     kept = np.array([metrics.kept(probabilities, threshold) for threshold in thresholds])
     right = probabilities.argmax(1) == labels
     with_any = kept.any(1)
     axes[2].plot(thresholds, kept.mean(1), color=COLOURS[1], label="coverage: share of windows kept")
-    axes[2].plot(
-        thresholds[with_any],
-        (kept & right).sum(1)[with_any] / kept.sum(1)[with_any],
-        color=COLOURS[0],
-        label="accuracy of those kept",
-    )
+    accuracy = (kept & right).sum(1)[with_any] / kept.sum(1)[with_any]
+    axes[2].plot(thresholds[with_any], accuracy, color=COLOURS[0], label="accuracy of those kept")
     axes[2].set_title("abstaining, with the temperature", fontsize=10), axes[2].set_xlabel("threshold of confidence")
     for axis in axes:
         axis.set_xlim(0, 1), axis.set_ylim(0, 1.02)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8, ncols=2 if axis is not axes[2] else 1)
-    grid = results.grid
-    figure.suptitle(
-        f"{grid.title(variant)}, {grid.pair(source, target)}: {runs_text(len(saved))}, {len(labels)} windows together",
-        fontsize=10,
-    )
+    title = f"{results.grid.title(variant)}, {results.grid.pair(source, target)}"
+    figure.suptitle(f"{title}: {runs_text(len(saved))}, {len(labels)} windows together", fontsize=10)
     save(figure, f"reliability_{source}_{target}", made)
 
 
@@ -200,18 +169,9 @@ def loss_curves(results, variant, source, made):
         if joint.any() and not joint.all():
             start = epochs[joint][0]
             axis.axvline(start, color="grey", linestyle=":", linewidth=1.2)
-            axis.annotate(
-                "both losses from here",
-                (start, 1),
-                xycoords=("data", "axes fraction"),
-                rotation=90,
-                xytext=(-3, -3),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                fontsize=8,
-                color="grey",
-            )
+            place = {"xycoords": ("data", "axes fraction"), "xytext": (-3, -3), "textcoords": "offset points"}
+            style = {"rotation": 90, "ha": "right", "va": "top", "fontsize": 8, "color": "grey"}
+            axis.annotate("both losses from here", (start, 1), **place, **style)
     for part, label, colour in (("train", "training", COLOURS[0]), ("val", "validation", COLOURS[1])):
         band(axes[2], classifier["epoch"][0], classifier[f"{part}_loss"], label, color=colour)
     axes[2].set_xlabel("classifier epoch"), axes[2].set_title(f"cross-entropy, label rate {results.rate:g}")
@@ -220,10 +180,8 @@ def loss_curves(results, variant, source, made):
     for axis in axes:
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6, integer=True))
     count = len(losses["epoch"])
-    figure.suptitle(
-        f"{grid.title(variant)} on {source}: {mean_text(count)}"
-        + (", band ± 1 standard deviation" if count > 1 else "")
-    )
+    spread_text = ", band ± 1 standard deviation" if count > 1 else ""
+    figure.suptitle(f"{grid.title(variant)} on {source}: {mean_text(count)}{spread_text}")
     save(figure, f"losses_{source}", made)
 
 
@@ -242,15 +200,8 @@ def label_rates(results, made):
         return
     columns = min(3, len(pairs))
     rows = -(-len(pairs) // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(3.6 * columns, 2.8 * rows + 0.6),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-        layout="constrained",
-    )
+    how = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.8 * rows + 0.6), **how)
     for axis, pair in zip(axes.flat, pairs, strict=False):
         for number, (variant, rates) in enumerate(lines.items()):
             found = [(r, results.values(variant, r, [pair], "accuracy")) for r in rates]
@@ -307,23 +258,12 @@ def ablation(results, made):
         axis.set_xlim(0, 1), axis.set_xlabel(f"{NAMES[metric]} on the target"), axis.grid(False, axis="y")
     share = results.majority(pairs)
     axes[0].axvline(share, color="grey", linestyle="--", linewidth=1)
-    axes[0].text(
-        share,
-        1.0,
-        "most frequent class",
-        color="grey",
-        fontsize=8,
-        ha="center",
-        va="bottom",
-        transform=axes[0].get_xaxis_transform(),
-    )
+    style = {"color": "grey", "fontsize": 8, "ha": "center", "va": "bottom"}
+    axes[0].text(share, 1.0, "most frequent class", transform=axes[0].get_xaxis_transform(), **style)
     axes[0].set_yticks(y, [grid.title(variant) for variant in variants])
-    figure.suptitle(
-        f"Variants at label rate {rate:g}: bar, mean over {len(pairs)} pairs and the runs; whisker, ± 1 "
-        "standard deviation between runs;\ndots, single pairs; orange, trained with labels only; "
-        f"{pretraining_epochs(results)}",
-        fontsize=10,
-    )
+    bars = f"bar, mean over {len(pairs)} pairs and the runs; whisker, ± 1 standard deviation between runs"
+    dots = f"dots, single pairs; orange, trained with labels only; {pretraining_epochs(results)}"
+    figure.suptitle(f"Variants at label rate {rate:g}: {bars};\n{dots}", fontsize=10)
     save(figure, "ablation", made)
 
 

@@ -47,29 +47,15 @@ def draw(results, variant, source, target, method):
     ids = np.concatenate([part for _, part in parts])
     domain = np.repeat([0, 1], [len(part) for _, part in parts])
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    style = {"s": 13, "alpha": 0.6, "linewidths": 0}
     for number, name in enumerate(grid.classes(source)):
         for which, marker in enumerate("o^"):
             chosen = points[(ids == number) & (domain == which)]
-            axes[0].scatter(
-                *chosen.T,
-                s=13,
-                color=COLOURS[number % 8],
-                marker=marker,
-                alpha=0.6,
-                linewidths=0,
-                label=name if which == 0 else None,
-            )
+            label = name if which == 0 else None
+            axes[0].scatter(*chosen.T, color=COLOURS[number % 8], marker=marker, label=label, **style)
     for which, marker in enumerate("o^"):
         label = (f"{grid.label(source)}, source", f"{grid.label(target)}, target")[which]
-        axes[1].scatter(
-            *points[domain == which].T,
-            s=13,
-            color=(COLOURS[4], COLOURS[5])[which],
-            marker=marker,
-            alpha=0.6,
-            linewidths=0,
-            label=label,
-        )
+        axes[1].scatter(*points[domain == which].T, color=COLOURS[4 + which], marker=marker, label=label, **style)
     for axis, title in zip(axes, ("by activity (● source, ▲ target)", "by domain"), strict=True):
         axis.set_title(title), axis.set_xticks([]), axis.set_yticks([])
         legend = axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2 if axis is axes[0] else 1)
@@ -77,8 +63,6 @@ def draw(results, variant, source, target, method):
             handle.set_sizes([40]), handle.set_alpha(1)
     axes[0].set_ylabel("no unit; near means similar", fontsize=9)
     shown = {"tsne": "t-SNE", "pca": "PCA"}[method]
-    figure.suptitle(
-        f"Representations of the encoder pretrained on {source} ({grid.title(variant)}, seed "
-        f"{jobs[0].seed}), mean over time, {shown}"
-    )
+    of = f"the encoder pretrained on {source} ({grid.title(variant)}, seed {jobs[0].seed})"
+    figure.suptitle(f"Representations of {of}, mean over time, {shown}")
     return figure

@@ -251,19 +251,10 @@ def as_markdown(section):
 
 
 def as_latex(section):
+    signs = {"\\": r"\textbackslash{}", "→": r"$\to$", "±": r"$\pm$", "–": "--"} | {c: rf"\{c}" for c in "&%_#"}
+
     def escape(text):
-        for old, new in (
-            ("\\", r"\textbackslash{}"),
-            ("&", r"\&"),
-            ("%", r"\%"),
-            ("_", r"\_"),
-            ("#", r"\#"),
-            ("→", r"$\to$"),
-            ("±", r"$\pm$"),
-            ("–", "--"),
-        ):
-            text = text.replace(old, new)
-        return text
+        return "".join(signs.get(c, c) for c in text)
 
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape(section.title)}}}"]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(section.header) - 1)}}}", r"\toprule"]
