@@ -5,7 +5,7 @@ RUN = .venv/bin/python
 .PHONY: demo test clean
 
 demo: .venv/installed
-	$(RUN) demo.py
+	$(RUN) -m experiments.demo
 
 test: .venv/installed
 	$(RUN) -m ruff check .

@@ -12,7 +12,6 @@ the file's metadata. Needs the packages of requirements-export.txt. Takes second
 
 import argparse
 import importlib.util
-import io
 import json
 import logging
 import sys
@@ -110,13 +109,15 @@ def main(args):
     if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise UserError(f"{', '.join(absent)} not installed: python -m pip install -r requirements-export.txt")
     artefacts.check_writable(args.out)
-    model = inference.load(files) if (files := inference.named(args, version="v2")) else inference.load_ready()
+    of_data = args.dataset, args.dataset_version
+    files = inference.named(*of_data, args.model_version, args.save_model, method="v2")
+    model = inference.load(files) if files else inference.load_ready()
     proto = to_onnx(model)
-    content = io.BytesIO(proto.SerializeToString())
+    content = proto.SerializeToString()
     with artefacts.atomic(args.out) as handle:
-        handle.write(content.getbuffer())
-    print(f"written: {args.out}, {len(content.getbuffer()) / 1e6:.2f} MB: windows (N, {inference.STEPS}, 6) -> "
-          f"probabilities of {', '.join(model.names)}")  # fmt: skip
+        handle.write(content)
+    shapes = f"windows (N, {inference.STEPS}, 6) -> probabilities of {', '.join(model.names)}"
+    print(f"written: {args.out}, {len(content) / 1e6:.2f} MB: {shapes}")
     return proto
 
 

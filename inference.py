@@ -124,15 +124,15 @@ def again_of(files):
 RECORD_KEYS = {"train": dict, "embedding": dict, "label_index": int, "dataset": str}
 
 
-def named(args, version="v1"):
-    """The model that a script's flags name, as utils.Files; None: the one that comes with the project.
+def named(dataset=None, version=None, model_version=None, stem=None, source=None, method="v1"):
+    """The model that the flags -d, -dv, -mv, -s and -f name, as utils.Files; None: the one that comes with the project.
 
-    That is meant by none of -d, -dv, -mv, -s and -f, and by -s ready without -d. `version` is the default of -mv.
+    That is meant by none of them, and by -s ready without -d. `method` is the default of -mv.
     """
-    given = (args.dataset, args.dataset_version, args.model_version, args.save_model, getattr(args, "model_file", None))
-    if not any(given) or (args.save_model == "ready" and not any(given[:2]) and args.model_version in (None, "v2")):
+    given = (dataset, version, model_version, stem, source)
+    if not any(given) or (stem == "ready" and not any(given[:2]) and model_version in (None, "v2")):
         return None
-    defaults = ("uci", f"{RATE}_{STEPS}", version, "model", None)
+    defaults = ("uci", f"{RATE}_{STEPS}", method, "model", None)
     return utils.Files(*(value or default for value, default in zip(given, defaults, strict=True)))
 
 

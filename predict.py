@@ -58,7 +58,8 @@ def get_args(argv=None):
 
 def load_model(args):
     """(the Model that the flags name, what it is in words)."""
-    files = inference.named(args)
+    of_data = args.dataset, args.dataset_version
+    files = inference.named(*of_data, args.model_version, args.save_model, args.model_file)
     if files is None:
         model = inference.load_ready(fast.engine(args.gpu))
         return (

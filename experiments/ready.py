@@ -26,6 +26,7 @@ from bookkeeping.commands import Parser, UserError, a_device, a_name, a_source, 
 
 FOLDER = Path("saved/ready")
 SETS = "uci,motion,dsads"
+CONFIG = "config/pretrain_model.json"
 LARGEST = 1_500_000  # bytes of the folder: every clone carries it
 
 
@@ -64,8 +65,8 @@ def main(args):
     state = torch.load(result["path"], map_location="cpu", weights_only=True)
     size = sum(tensor.nbytes for tensor in state.values())
     if size > LARGEST:
-        raise UserError(f"{result['path']} has {size} bytes of weights, more than the {LARGEST} that every clone may "
-                        "carry; lower 'members' or 'widths' in config/pretrain_model.json")  # fmt: skip
+        more = f"more than the {LARGEST} that every clone may carry"
+        raise UserError(f"{result['path']} has {size} bytes of weights, {more}; lower 'members' in {CONFIG}")
     path = FOLDER / "model.pt"
     more = {key: value for key, value in record.items() if key not in ("artefact", "fingerprint")}
     artefacts.save_state(path, state, more | {"terms": line})

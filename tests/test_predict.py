@@ -157,24 +157,36 @@ def test_probabilities_are_those_of_stage_3(trained, version):
     assert np.allclose(found, e / e.sum(1, keepdims=True), atol=1e-5) and model.names == NAMES
 
 
-@pytest.fixture
-def v2_trained(project):
-    """A project with a small v2 trained on `a`, a folder of recordings and the JSON that describes them."""
-    project.config("physics", PHYSICS), project.config("ablations", {})
-    project.config("pretrain_model", base_v2=ENCODER), project.config("classifier", transformer_v2=CLASSIFIER)
-    project.run("classifier", "-d", "a", "-mv", "v2", "-lr", 1)
-    (project.folder / "raw").mkdir()
-    (project.folder / "layout.json").write_text(json.dumps(LAYOUT))
+def write_recordings(folder):
+    """raw/one.csv, 60 s with a gap of 5 s, raw/two.csv, 36 s, and layout.json, which describes them."""
+    (folder / "raw").mkdir()
+    (folder / "layout.json").write_text(json.dumps(LAYOUT))
     data, labels = make_windows(16, seed=3)
     for name, part in (("one", slice(0, 10)), ("two", slice(10, 16))):
         x, kinds = data[part].reshape(-1, 6), labels[part, :, 0].reshape(-1)
-        with open(f"raw/{name}.csv", "w", newline="") as handle:
+        with open(folder / f"raw/{name}.csv", "w", newline="") as handle:
             writer = csv.writer(handle)
             writer.writerow(["t", "ax", "ay", "az", "gx", "gy", "gz", "label"])
             for i, row in enumerate(x):
-                if not (name == "one" and 300 <= i < 400):  # a gap of 5 s
+                if not (name == "one" and 300 <= i < 400):
                     writer.writerow([f"{i / 20:.2f}", *(f"{v:.5f}" for v in row), NAMES[int(kinds[i])]])
+
+
+@pytest.fixture
+def v2_trained(project):
+    """A project with a small v2 trained on `a`, and recordings."""
+    project.config("physics", PHYSICS), project.config("ablations", {})
+    project.config("pretrain_model", base_v2=ENCODER), project.config("classifier", transformer_v2=CLASSIFIER)
+    project.run("classifier", "-d", "a", "-mv", "v2", "-lr", 1)
+    write_recordings(project.folder)
     return project
+
+
+def test_v1_predicts_too(trained, capsys):
+    write_recordings(trained.folder)
+    found = trained.run("predict", "--raw", "raw", "--recordings", "layout.json", "-d", "a", "--quiet")
+    assert sum(len(judged.start) for judged in found["judged"]) == 27
+    assert "model_transformer.pt: walking" in capsys.readouterr().out
 
 
 RUN = ("--raw", "raw", "--recordings", "layout.json", "-mv", "v2", "-d", "a", "--quiet")
@@ -200,6 +212,16 @@ def test_recordings_in_a_table_and_a_picture_out(v2_trained, capsys):
         assert sum(float(row[name]) for name in NAMES) == pytest.approx(1, abs=5e-4)
     assert found["scores"]["windows"] == sum((judged.labels >= 0).sum() for judged in found["judged"]) > 5
     assert (v2_trained.folder / "walk.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_recordings_without_labels_are_judged_alike(v2_trained):
+    found = v2_trained.run("predict", *RUN)
+    plain = {key: value for key, value in LAYOUT.items() if key not in ("label", "activities")}
+    (v2_trained.folder / "layout.json").write_text(json.dumps(plain))
+    without = v2_trained.run("predict", *RUN)
+    assert without["scores"] is None and found["scores"]
+    for one, other in zip(found["judged"], without["judged"], strict=True):
+        assert np.array_equal(one.probabilities, other.probabilities)
 
 
 @pytest.mark.parametrize("seconds, dated", [(8, False), (28, False), (600, True), (36_000, False)])
@@ -259,7 +281,9 @@ def test_the_example_of_the_docs_runs(v2_trained):
 
 def test_which_model_the_flags_name():
     def named(*flags):
-        return inference.named(predict.get_args(["--raw", "x", *flags]))
+        args = predict.get_args(["--raw", "x", *flags])
+        of_data = args.dataset, args.dataset_version
+        return inference.named(*of_data, args.model_version, args.save_model, args.model_file)
 
     assert named() is None and named("-s", "ready") is None and named("-s", "ready", "-mv", "v2") is None
     assert named("-mv", "v2") == utils.Files("uci", "20_120", "v2", "model", None)

@@ -1,6 +1,6 @@
 """The whole method on real recordings in a few minutes: what `make demo` runs.
 
-    python demo.py
+    python -m experiments.demo
 
 Prepares uci (fetches 19 MB once) and a target that nothing sees in training: motion, where its windows are there or its
 archive can be fetched, else a simulated one made from held-out uci users. Then, under the stem `demo`, the four scripts
