@@ -215,7 +215,8 @@ def test(args, config, column, target, predict, temperature, source):
     """Score the model on a target, print and keep it; returns the scores. `source` are those on the own test part."""
     version, names = args.dataset_version, config["classes"]
     data, labels, target_column = labelled_windows(target, version, args.label_index)
-    if target_column != column:
+    labels = utils.in_classes(labels, target_column[1], names)
+    if target_column[0] != column[0] or labels is None:
         where = f"in {args.dataset} and in {target}; see dataset/data_config.json"
         raise UserError(f"-l {args.label_index} does not name the same classes {where}")
     rows = np.flatnonzero(labels >= 0)
@@ -228,7 +229,7 @@ def test(args, config, column, target, predict, temperature, source):
     settings = {key: config[key] for key in ("augment_method", "label_rate", "label_index")}
     settings |= {"seed": config["train"]["seed"], "split_by": config["train"]["split_by"]}
     settings |= {"model_version": args.model_version, "save_model": args.save_model, "baseline": args.baseline}
-    settings |= ledger.source_scores(source)
+    settings |= ledger.source_scores(source) | ledger.shared_users(args.dataset, target, version)
     settings["config_hash"] = ledger.config_hash(config, args.dataset, target, version)
     ledger.save_test(
         stem_path(args, f"_{target}.npz"),
