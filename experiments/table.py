@@ -12,7 +12,7 @@ import numpy as np
 
 from bookkeeping import artefacts, ledger
 from bookkeeping.commands import UserError
-from experiments.grid import RATE
+from experiments.grid import RATE, command_of, recorded_runs
 from metrics import spread
 from utils import sets_of
 
@@ -194,9 +194,9 @@ def variant_section(results, rates, title):
     return Section(title, header, rows, ruled)
 
 
-def sections(results, leave_one_out=False):
+def sections(results):
     """All tables of the grid."""
-    if leave_one_out:
+    if results.grid.leave_one_out:
         return [leave_one_out_section(results, rate) for rate in results.rates]
     detailed = [v for i, v in enumerate(results.variants) if i == 0 or v == "copy"]
     made = [pair_section(results, variant, results.rate) for variant in detailed]
@@ -221,10 +221,11 @@ def pretraining_epochs(results):
 
 
 def facts(results):
-    """What the numbers rest on: epochs, seeds."""
+    """What the numbers rest on: epochs, seeds, and the command that makes them."""
     seeds = {run for runs in results.found.values() for run in runs}
     runs = ", ".join(str(a) if a == b else f"{a}+{b}" for a, b in sorted(seeds))
-    return f"{pretraining_epochs(results)}; seeds (pretraining+classifier where they differ): {runs}."
+    of = f"{pretraining_epochs(results)}; seeds (pretraining+classifier where they differ): {runs}."
+    return f"{of}\n{results.grid.command}"
 
 
 # ----------------------------------------------------------------------------------------------- renderers
@@ -287,16 +288,19 @@ def flat(results):
     return rows
 
 
-def write(grid, leave_one_out=False):
-    """Print the tables and write results/table.{txt,md,tex,csv}; returns the text. No row is an error."""
+def results_of(grid):
+    """The grid's Results. Raises UserError, with the grids that were run here, if it has no row."""
     results = Results(grid)
     if not results.pairs():
-        raise UserError(
-            f"no row of {ledger.PATH} belongs to this grid; run it first, or give the flags it was run "
-            "with (--epochs, --classifier_epochs, -dv, -l)"
-        )
-    stem = "leave_one_out" if leave_one_out else "table"
-    made, note = sections(results, leave_one_out), NOTE + "\n" + facts(results)
+        there = "; ".join(map(command_of, recorded_runs())) or "none"
+        raise UserError(f"no row of {ledger.PATH} belongs to this grid ({grid.command}); grids that were run: {there}")
+    return results
+
+
+def write(grid):
+    """Print the tables and write results/table_NAME.{txt,md,tex,csv}; returns the text. No row is an error."""
+    results, stem = results_of(grid), f"table_{grid.name}"
+    made, note = sections(results), NOTE + "\n" + facts(results)
     text = "\n\n".join([*map(as_text, made), note]) + "\n"
     markdown = "\n\n".join([*map(as_markdown, made), note]) + "\n"
     latex = "\n\n".join(["% needs \\usepackage{booktabs}", *map(as_latex, made)])
