@@ -5,7 +5,7 @@ RUN = .venv/bin/python
 .PHONY: demo test clean
 
 demo: .venv/installed
-	$(RUN) demo.py
+	$(RUN) -m experiments.demo
 
 test: .venv/installed
 	$(RUN) -m ruff check .
@@ -18,4 +18,5 @@ test: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv saved/* embed/* results dataset/*/
+	find saved -mindepth 1 -maxdepth 1 ! -name ready ! -name .gitkeep -exec rm -rf {} +
+	rm -rf .venv embed/* results dataset/*/

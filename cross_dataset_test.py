@@ -16,12 +16,11 @@ import numpy as np
 import torch
 
 import fast
+import inference
 import metrics
 import utils
-import v2
 from bookkeeping import artefacts, configs, ledger
 from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, add_abstain, make_parser, run, warn
-from models import DEAD_CLASSIFIER, DEAD_MASKED, Classifier, MaskedModel, encode
 
 
 def get_args(argv=None):
@@ -29,13 +28,6 @@ def get_args(argv=None):
     add_abstain(parser)
     parser.add_argument("--no_gyroscope", action="store_true", help="take the target's gyroscope away (-mv v2)")
     return configs.parse(parser, argv)
-
-
-@torch.no_grad()
-def classify(engine, model, classifier, windows):
-    """Logits (N, classes) of raw windows (N, T, C): encoder, then classifier, batch after batch."""
-    classifier.eval()
-    return torch.cat([classifier(h) for h in encode(engine, model, windows)]).cpu()
 
 
 def load_target(args, column, names):
@@ -63,19 +55,6 @@ def load_target(args, column, names):
     if args.dataset == target:
         warn(f"{target} is the source too: windows it was trained on are among those tested")
     return data, rows, ids[rows], entry
-
-
-def load_networks(args, engine, files, checkpoint, cfgs, names, again):
-    """The encoder and the classifier from their files, as a function: raw windows -> logits on the CPU."""
-    path, (model_cfg, classifier_cfg) = files.classifier(), cfgs
-    if configs.method_of(args.model_version) == "v2":  # its classifier's file holds the whole network
-        logits_of = v2.load_classifier(path, classifier_cfg, names, f"make it with: {again}")
-        return lambda windows: logits_of(windows, engine.device)
-    classifier, model = Classifier(classifier_cfg, len(names)), MaskedModel(model_cfg)
-    artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
-    artefacts.load_state(checkpoint, model, DEAD_MASKED, f"make it with: python pretrain.py -d {args.dataset}")
-    model, classifier = model.to(engine.device), classifier.to(engine.device)
-    return lambda windows: classify(engine, model, classifier, windows)
 
 
 def settings(args, path, record):
@@ -121,38 +100,23 @@ def hash_of(args, files, row, names, record, checkpoint):
     return ledger.config_hash(trained_with, args.dataset, args.target_dataset, args.dataset_version, gyroscope)
 
 
-def recorded_temperature(path, record):
-    """The classifier's temperature from its JSON; 1, with a line that says so, where none is recorded."""
-    if record is None or "temperature" not in record:
-        print(f"temperature 1: none is recorded beside {path} (a released classifier, or one of an older version)")
-        return 1.0
-    found = record["temperature"]
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < float("inf"):
-        raise UserError(f"{artefacts.record_path(path)}: 'temperature' must be a number above 0; make it again")
-    return float(found)
-
-
 def load_source(args, engine, files, cfgs, names):
     """What was trained on the source: (raw windows -> logits, temperature, the row's settings, JSON, config_hash)."""
-    path, v1 = files.classifier(), configs.method_of(args.model_version) == "v1"
-    again = f"python classifier.py -mv {args.model_version} -d {args.dataset} -s {args.save_model}"
-    again = f"python embedding.py -d {args.dataset} && {again.replace('-mv v1 ', '')}" if v1 else again
-    record = artefacts.load_record(path, {"train": dict, "embedding": dict, "label_index": int, "dataset": str})
-    row, temperature = settings(args, path, record), recorded_temperature(path, record)
+    path, again = files.classifier(), inference.again_of(files)
+    is_v1 = configs.method_of(args.model_version) == "v1"
+    record = artefacts.load_record(path, inference.RECORD_KEYS)
+    row, temperature = settings(args, path, record), inference.recorded_temperature(path, record)
+    if temperature is None:
+        print(f"temperature 1: none is recorded beside {path} (a released classifier, or one of an older version)")
     if record:
         artefacts.check_same(path, record["config"], {"model": cfgs[1], "dataset": args.dataset})
     weights = row.pop("loss_weights")
     row |= dict(zip(("lambda1", "lambda2"), weights.split("_"), strict=True))
-    checkpoint = files.checkpoint(weights) if v1 else None  # v2 is not pretrained
-    logits_of = load_networks(args, engine, files, checkpoint, cfgs, names, again)
+    checkpoint = files.checkpoint(weights) if is_v1 else None  # v2 is not pretrained
+    logits_of = inference.load_networks(files, engine, checkpoint, cfgs, names, again)
     if record:
-        artefacts.check_parents(path, record, again)
-    if record and v1:
-        artefacts.check_same(checkpoint, record["config"]["embedding"], {"model": cfgs[0]})
-        made_from = record["config"]["embedding"].get("checkpoint", str(checkpoint))
-        if made_from != str(checkpoint):
-            raise UserError(f"{path} was made from {made_from}, not from {checkpoint}; check -f and -s")
-    return logits_of, temperature, row, record, checkpoint
+        inference.check_made_from(path, record, checkpoint, cfgs[0], again)
+    return logits_of, temperature or 1.0, row, record, checkpoint
 
 
 def main(args):

@@ -9,19 +9,9 @@ import torch
 
 from bookkeeping.artefacts import fingerprint, load_npy, load_record
 from bookkeeping.commands import UserError, warn
-from bookkeeping.configs import dataset_config, joined_name, label_columns, label_names
+from bookkeeping.configs import data_path, dataset_config, joined_name, label_columns, label_names, sets_of
 
 # ------------------------------------------------------------------------------------------- a run's files
-
-
-def sets_of(dataset):
-    """The data sets that -d names: ("uci", "motion") of uci+motion."""
-    return tuple(dataset.split("+"))
-
-
-def data_path(dataset, version, kind="data"):
-    """dataset/uci/data_20_120.npy, or the labels' with the kind "label"."""
-    return Path("dataset") / dataset / f"{kind}_{version}.npy"
 
 
 class Files(NamedTuple):

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 import classifier
-import cross_dataset_test
 import fast
+import inference
 import plain
 import pretrain
 import utils
@@ -194,7 +194,7 @@ def measure_stages(device, windows):
             pass
 
     def test():
-        cross_dataset_test.classify(engine, model, network, cpu_windows)
+        inference.classify(engine, model, network, cpu_windows)
 
     found = {}
     for name, fn in (("embedding", embed), ("cross_dataset", test)):

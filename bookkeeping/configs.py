@@ -223,10 +223,20 @@ def parse(parser, argv):
 
 def in_order(source, version):
     """Several sources (motion+uci) in the order of data_config.json, then alphabetical; one as it is."""
-    names = source.split("+")
+    names = sets_of(source)
     order = list(dataset_entries()) if len(names) > 1 else []
     place = {name: order.index(f"{name}_{version}") if f"{name}_{version}" in order else len(order) for name in names}
     return "+".join(sorted(names, key=lambda name: (place[name], name)))
+
+
+def sets_of(dataset):
+    """The data sets that -d names: ("uci", "motion") of uci+motion."""
+    return tuple(dataset.split("+"))
+
+
+def data_path(dataset, version, kind="data"):
+    """dataset/uci/data_20_120.npy, or the labels' with the kind "label"."""
+    return Path("dataset") / dataset / f"{kind}_{version}.npy"
 
 
 def dataset_entries(path="dataset/data_config.json"):
@@ -241,14 +251,14 @@ def dataset_config(dataset, version):
     Raises UserError that lists those there.
     """
     path, entries, found = "dataset/data_config.json", dataset_entries(), []
-    for name in dataset.split("+"):
+    for name in sets_of(dataset):
         key = f"{name}_{version}"
         if not isinstance(entries.get(key), dict):
             raise UserError(
                 f"{path} has no entry {key!r} (there: {', '.join(entries) or 'none'}); check -d, -td and -dv"
             )
         found.append(entries[key])
-    return found[0] if len(found) == 1 else together(dict(zip(dataset.split("+"), found, strict=True)), version)
+    return found[0] if len(found) == 1 else together(dict(zip(sets_of(dataset), found, strict=True)), version)
 
 
 def together(entries, version):

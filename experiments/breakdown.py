@@ -52,7 +52,7 @@ def main(args):
         raise UserError(f"--by {args.by}: {args.target_dataset} has the columns {', '.join(columns)}")
     column = entry[f"{args.by}_label_index"]
     _, labels, _ = utils.load_windows(args.target_dataset, args.dataset_version)
-    path = f"dataset/{args.target_dataset}/label_{args.dataset_version}.npy"
+    path = utils.data_path(args.target_dataset, args.dataset_version, "label")
     names, groups = (configs.label_names(entry, i)[1] for i in (args.label_index, column))
     ids = utils.window_labels(labels, args.label_index, names, path)
     of = utils.window_labels(labels, column, groups, path)

@@ -19,10 +19,10 @@ import pretrain
 import utils
 from augment import COPIES
 from bookkeeping import artefacts, configs, ledger
-from bookkeeping.commands import UserError
+from bookkeeping.commands import LABEL_RATE, UserError
 from experiments import baselines
 
-RATE = 0.1  # the label rate of the paper's tables; other ones show in the classifier's stem
+RATE = LABEL_RATE  # of the paper's tables; other ones show in the classifier's stem
 RUNS = Path("results/grids")  # a JSON for every grid that was run
 SCRIPTS = {
     "pretrain.py": pretrain,
@@ -94,7 +94,7 @@ def prepared(version):
     """The data sets whose windows are here, in the order of data_config.json, those of the simulated pair left out."""
     entries = artefacts.read_json(configs.find_config("dataset/data_config.json"), "the data sets' configuration")
     names = [key.removesuffix(f"_{version}") for key in entries if key.endswith(f"_{version}")]
-    here = [n for n in names if all(Path(f"dataset/{n}/{k}_{version}.npy").is_file() for k in ("data", "label"))]
+    here = [n for n in names if all(utils.data_path(n, version, kind).is_file() for kind in ("data", "label"))]
     return [name for name in here if name not in ("uci20", "sim")]
 
 

@@ -3,10 +3,11 @@
     python -m experiments.scores
 
 reads   docs/figures/scores.csv: a row a figure, with the command that printed it, its date and its number of runs
-writes  docs/figures/scores.png
+writes  docs/figures/scores.png, which keeps the table's SHA-256: a test tells when the table has changed since
 """
 
 import argparse
+import hashlib
 import sys
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def main(args):
         axis.set_xticks(range(len(pairs)), [f"{source} → {target}" for source, target in pairs])
         axis.set(ylabel="accuracy on the target", ylim=(0, 1)), axis.grid(False, axis="x")
         figure.legend(loc="outside upper center", ncols=len(MODELS))
-        path = plots.save(figure, TABLE.with_name("scores.png"))
+        table = hashlib.sha256(TABLE.read_bytes()).hexdigest()
+        path = plots.save(figure, TABLE.with_name("scores.png"), Source=table)
     print(f"{sum(map(len, pairs.values()))} figures of {len(pairs)} pairs in {path.relative_to(TABLE.parents[2])}")
     return path
 

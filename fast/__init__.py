@@ -10,7 +10,7 @@ import torch
 
 import utils
 from bookkeeping.commands import UserError
-from fast.exact import Exact
+from fast.exact import Exact, Recorded
 from fast.parallel import Processes
 from plain import Plain
 
@@ -40,7 +40,7 @@ def engine(gpu=None, deterministic=False, *, encoder=None, training=False, preci
             needs = "an encoder of one pass (n_layers 1) with emb_norm and no --plain"
             raise UserError(f"--precision bf16 is for the fast path, {needs}; leave it out")
         why = "" if plain else "plain path: the shortcuts need an encoder of one pass (n_layers 1) with emb_norm"
-        return Plain(team, precision, why)
+        return Plain(team, precision) if plain else Recorded(team, precision, why)
     return Exact(team, precision) if on_cpu or encoder is None else on_a_gpu(team, precision, encoder, training)
 
 

@@ -18,7 +18,17 @@ from models import merge_heads, nt_xent, split_heads
 from plain import Plain
 
 
-class Exact(Plain):
+class Recorded(Plain):
+    """The plain operations, their steps recorded and replayed on a GPU."""
+
+    def recorded(self, step, modules=(), optimizer=None, sums=()):
+        return graphs.Captured(step, modules, optimizer, sums) if self.device.type == "cuda" else step
+
+    def aside(self):
+        return graphs.aside(self.device)
+
+
+class Exact(Recorded):
     """The engine of the shortcuts. In bfloat16 the encoder, the class token's layer and the classifier compute in it
     (their sums stay float32 inside the kernels), the losses and everything from BatchNorm on in float32.
     """
@@ -53,12 +63,6 @@ class Exact(Plain):
         if self.device.type != "cpu" or not (self.dtype or torch.is_grad_enabled()):
             return model(h)  # without dropout to draw PyTorch's own is as fast
         return classifier.logits(model, h, dropout, self.dtype)
-
-    def recorded(self, step, modules=(), optimizer=None, sums=()):
-        return graphs.Captured(step, modules, optimizer, sums) if self.device.type == "cuda" else step
-
-    def aside(self):
-        return graphs.aside(self.device)
 
 
 def shortcuts_hold(transformer):

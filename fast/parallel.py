@@ -15,8 +15,6 @@ import utils
 from bookkeeping import commands
 from bookkeeping.commands import UserError
 
-RECORD = True  # whether the steps of several processes on GPUs are recorded as a CUDA graph, collectives included
-
 
 class Processes:
     """The processes that train together; this one's number is `rank` of `size`, its own device `device`."""

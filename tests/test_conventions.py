@@ -15,12 +15,12 @@ from bookkeeping import configs
 
 SOURCES = sorted(ROOT.glob("*.py")) + [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 EVERYTHING = SOURCES + [path for folder in ("tests", "benchmarks") for path in sorted((ROOT / folder).glob("*.py"))]
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [ROOT / "README.md", ROOT / "saved/ready/TERMS.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXT = {path: path.read_text(encoding="utf-8") for path in EVERYTHING + DOCS}
 TREE = {path: ast.parse(TEXT[path]) for path in EVERYTHING}
 FLOORS = (  # from the top; whoever stands higher may import what stands lower
     ("reproduce",),
-    ("experiments", "demo"),
+    ("experiments",),
     ("pretrain", "embedding", "classifier", "cross_dataset_test", "predict", "export"),
     ("fast", "inference"),
     ("plain", "batches"),
@@ -31,9 +31,9 @@ FLOORS = (  # from the top; whoever stands higher may import what stands lower
 FLOOR = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {  # what may be asked of a folder from outside; bookkeeping's modules all, by name
     "fast": {"engine"},
-    "v2": {"train", "load_classifier", "read_encoder", "read_classifier"},
+    "v2": {"train", "load_classifier", "load_judge", "read_encoder", "read_classifier"},
     "experiments": {"grid", "jobs", "table", "figures"},
-    "dataset": {"prepare"},
+    "dataset": {"prepare", "recordings"},
 }
 READS_ARGS = {"bookkeeping/configs.py", "v2/__init__.py", "v2/stages.py"}  # beside the scripts
 LONGEST, AT_THE_TOP = 70, 14  # lines of a function, Python files
@@ -188,7 +188,7 @@ def test_the_formatter_has_no_exceptions_and_imports_stand_at_the_head(path):
 def test_the_files_it_speaks_of_exist(path):
     """Source, tests and pages named in a docstring or a page: by their path, or where it is clear by name alone."""
     texts = [TEXT[path]] if path.suffix == ".md" else docstrings(path)
-    paths = {place(other) for other in [*EVERYTHING, *DOCS]}
+    paths = {place(other) for other in [*EVERYTHING, *DOCS, ROOT / "saved/ready/TERMS.md"]}
     names = paths | {path.rsplit("/", 1)[-1] for path in paths}
     for name in re.findall(r"\w[\w./{},-]*\w\.(?:py|md)\b", " ".join(texts)):
         assert name in names or "NAME" in name, f"{place(path)} speaks of {name}"

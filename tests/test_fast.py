@@ -11,7 +11,7 @@ import fast
 import plain
 from augment import draw_masks, instance_norm
 from bookkeeping.commands import UserError
-from fast.exact import Exact, all_steps, chosen_steps, embed
+from fast.exact import Exact, Recorded, all_steps, chosen_steps, embed
 from fast.parallel import Processes
 from models import Contrastive, MaskedModel, draw_keep, losses
 from plain import Alone, Plain
@@ -150,7 +150,7 @@ def test_other_encoders_take_the_plain_path_and_say_so():
     assert (type(taken), taken.precision, taken.note) == (Exact, "fp32", "")
     for change in ({"n_layers": 2}, {"emb_norm": False}):
         taken = fast.engine("cpu", encoder=ENCODER | change)
-        assert (type(taken), taken.precision) == (Plain, "fp32") and "plain path" in taken.note
+        assert (type(taken), taken.precision) == (Recorded, "fp32") and "plain path" in taken.note
         encoder = MaskedModel(ENCODER | change).transformer
         assert EXACT.encoder(encoder) is encoder
     taken = fast.engine("cpu", encoder=ENCODER, plain=True)

@@ -198,6 +198,7 @@ def test_tracked_config_is_written_as_the_writer_writes_it():
     assert store._text(json.loads(text)) == text
     sizes = {key: entry["size"] for key, entry in json.loads(text).items()}
     counts = {"uci": 1687, "motion": 4108, "shoaib": 7500, "hhar": 7968, "uci20": 1098, "sim": 589}
+    counts |= {"dsads": 8845, "uschad": 2018}
     assert sizes == {f"{name}_20_120": count for name, count in counts.items()}
 
 

@@ -261,6 +261,24 @@ def test_a_state_of_another_run_is_refused_with_the_differing_keys(interrupted, 
     assert unchanged(interrupted, before) == []
 
 
+@pytest.mark.parametrize(
+    "call, older, wanted", [(PRETRAIN_A, {"path": "fast"}, "fast then"), (CLASSIFY_A, {}, "absent then")], ids=STATE
+)
+def test_a_state_of_an_older_version_is_refused_in_one_line(interrupted, capsys, call, older, wanted):
+    """Whose ways of computing had other names, or none: its numbers differ by rounding."""
+    path = STATE[call[0]]
+    kept = torch.load(path, weights_only=True)
+    config = json.loads(kept["config"])
+    assert config.pop("path") == "exact"
+    torch.save(kept | {"config": json.dumps(config | older)}, path)
+    before = interrupted.files()
+    with pytest.raises(UserError, match=rf"another configuration: path \({wanted}, exact now\); .*--restart$") as error:
+        interrupted.run(*call)
+    assert path in str(error.value) and "\n" not in str(error.value) and unchanged(interrupted, before) == []
+    interrupted.run(*call, "--restart")
+    assert "continuing" not in capsys.readouterr().out and path not in interrupted.files()
+
+
 def test_restart_starts_afresh(trained, interrupted, capsys):
     interrupted.config("pretrain", lr=0.002)
     interrupted.run(*PRETRAIN_A, "--restart")

@@ -2,8 +2,8 @@
 
 from bookkeeping import configs
 from v2.config import read_classifier, read_encoder
-from v2.stages import load_classifier, train
+from v2.stages import load_classifier, load_judge, train
 
 configs.READERS["v2"] = read_encoder, read_classifier  # for who reads a version's configuration by its name
 
-__all__ = ["load_classifier", "read_classifier", "read_encoder", "train"]
+__all__ = ["load_classifier", "load_judge", "read_classifier", "read_encoder", "train"]

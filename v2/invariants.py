@@ -92,7 +92,7 @@ def turn(q, x, back=False):
 
 def rotation(r):
     """The rotation by |r| radians about r (..., 3)."""
-    half = r.norm(dim=-1, keepdim=True) / 2 + 1e-9
+    half = (r.norm(dim=-1, keepdim=True) / 2).clamp(min=1e-9)  # an exporter takes + 1e-9 for + 0
     return torch.cat([half.cos(), r / 2 * half.sin() / half], -1)
 
 

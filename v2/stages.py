@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 import metrics
@@ -70,19 +71,32 @@ def make_step(engine, network, optimizer, data, cfg, sums):
     return engine.recorded(step, [network], optimizer, sums)
 
 
+class Judge(nn.Module):
+    """A network and what it is used with: windows (N, T, 6) -> logits (N, K), in operations that can be exported.
+
+    The logarithm of the mean probability of members and tempos. A window without gyroscope has NaN for its rate, or 0.
+    """
+
+    def __init__(self, network, cfg):
+        super().__init__()
+        self.network, self.tempos, self.channels = network, cfg["tempos"], cfg["channels"]
+
+    def forward(self, windows):
+        x, total, of_length = windows.nan_to_num(), 0, {}
+        for tempo in self.tempos:
+            view = replay(x, tempo)
+            of_length.setdefault(view.shape[1], []).append(view)
+        for views in of_length.values():  # views of one length go through the network together
+            p = self.network(represent(torch.cat(views), self.channels)).softmax(2).mean(1)
+            total = total + p.unflatten(0, (len(views), -1)).sum(0)
+        return (total / len(self.tempos)).clamp(min=1e-9).log()
+
+
 @torch.no_grad()
 def predict(network, windows, cfg, batch_size=256):
-    """Logits (N, K) on the CPU of windows (N, T, 6): the logarithm of the mean probability of members and tempos.
-
-    A window without gyroscope has NaN for its rate, or 0.
-    """
-    device, result = next(network.parameters()).device, []
-    network.eval()
-    for part in windows.split(batch_size):
-        x = part.to(device).nan_to_num()
-        views = [represent(replay(x, tempo), cfg["channels"]) for tempo in cfg["tempos"]]
-        result.append(sum(network(view).softmax(2).mean(1) for view in views) / len(views))
-    return torch.cat(result).clamp(min=1e-9).log().cpu()
+    """Logits (N, K) on the CPU of windows (N, T, 6), as Judge gives them."""
+    device, judge = next(network.parameters()).device, Judge(network, cfg).eval()
+    return torch.cat([judge(part.to(device)) for part in windows.split(batch_size)]).cpu()
 
 
 def as_tensor(windows):
@@ -189,8 +203,14 @@ def train(args, engine):
     return result | {"path": files.classifier(), "names": names}
 
 
-def load_classifier(path, cfg, names, hint):
-    """What cross_dataset_test.py needs of a trained classifier: a function from windows (N, T, 6) to logits (N, K)."""
+def load_judge(path, cfg, names, hint):
+    """A trained classifier as a module (Judge), in eval mode. Raises UserError for a file that isn't one."""
     network = Network(cfg, len(names))
     artefacts.load_state(Path(path), network, hint=hint)
+    return Judge(network, cfg).eval()
+
+
+def load_classifier(path, cfg, names, hint):
+    """What cross_dataset_test.py needs of a trained classifier: a function from windows (N, T, 6) to logits (N, K)."""
+    network = load_judge(path, cfg, names, hint).network
     return lambda windows, device: predict(network.to(device), windows, cfg)
