@@ -290,10 +290,16 @@ def left_out(results, made):
                 axis.bar(at, values.mean(), 0.92 * width, label=results.grid.title(variant), **style)
                 if len(values) > 1:
                     axis.errorbar(at, values.mean(), yerr=values.std(ddof=1), color="black", capsize=2, lw=1)
+        if metric == "accuracy":
+            for place, pair in enumerate(pairs):
+                style = {"color": "black", "ls": ":", "label": "most frequent class"}
+                axis.plot([place - 0.42, place + 0.42], [results.majority([pair])] * 2, **style)
         axis.set_xticks(range(len(pairs)), [results.grid.label(target) for _, target in pairs])
         axis.set(ylim=(0, 1), title=f"{NAMES[metric]} on the set that was left out"), axis.grid(False, axis="x")
     handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    text = "trained on all other sets; bar, mean of the runs; whisker, ± 1 standard deviation between them"
+    figure.suptitle(f"Leave one out, label rate {results.rate:g}: {text};\n{pretraining_epochs(results)}", fontsize=10)
     save(results, figure, "left_out", made)
 
 

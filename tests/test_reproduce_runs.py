@@ -9,7 +9,7 @@ from conftest import ROOT, make_windows
 
 import metrics
 import reproduce
-from bookkeeping import ledger
+from bookkeeping import artefacts, ledger
 from bookkeeping.commands import UserError
 from experiments import baselines, figures, grid, table
 
@@ -211,10 +211,32 @@ def test_the_confusion_matrix_can_be_read(project, monkeypatch, K):
         assert not any(overlap(*two) for two in itertools.pairwise(boxes))
 
 
-def test_a_pairs_figures_hold_each_run_once(project):
-    """Tests on a target whose gyroscope was taken away are other tests."""
+@pytest.fixture
+def without_gyroscope(project):
+    """Results of v2 with tests on targets whose gyroscope was taken away beside the others."""
     for config in ("pretrain_model", "classifier"):
         project.config(config, json.loads((ROOT / f"config/{config}.json").read_text()))
-    results = made_up(project, 4, list("wxyz"), ["--variants", "v2", "--no_gyroscope"])
-    assert len(results.cells("v2", 0.1, "a")) == 4
-    assert len(figures.saved_predictions(results, "v2", "a", "b")) == 2
+    return made_up(project, 9, list("qrstuvwxy"), ["--variants", "v2", "--no_gyroscope"])
+
+
+def test_a_pairs_figures_hold_each_run_once(without_gyroscope):
+    assert len(without_gyroscope.cells("v2", 0.1, "a")) == 4
+    assert len(figures.saved_predictions(without_gyroscope, "v2", "a", "b")) == 2
+
+
+def test_scores_without_the_gyroscope_have_rows_of_their_own(without_gyroscope):
+    made, means = without_gyroscope.grid, {}
+    text, rows = table.write(made), ledger.read_rows()
+    cells = [cell for job in made.jobs() for cell in made.cells(job)]
+    for kind in itertools.product("ab", (True, False)):
+        mine = [cell for cell in cells if (cell.target, cell.gyroscope) == kind]
+        means[kind] = np.mean([float(rows[made.key(cell)]["accuracy"]) for cell in mine])
+    assert len({f"{mean:.3f}" for mean in means.values()}) == 4
+    wanted = {target + ("" if there else " without gyroscope"): mean for (target, there), mean in means.items()}
+    wanted["average without gyroscope"] = np.mean([means[target, False] for target in "ab"])
+    found = {row["target"]: row["accuracy_mean"] for row in artefacts.read_table(f"results/table_{made.name}.csv")}
+    for target, mean in wanted.items():
+        assert float(found[target]) == pytest.approx(mean, abs=1e-5)
+    after = dict(itertools.pairwise(text.splitlines()))
+    (line,) = [after[line] for line in after if line.startswith("a → b  ") and "without" in after[line]]
+    assert f"{means['b', False]:.3f} ±" in line
