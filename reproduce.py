@@ -4,12 +4,13 @@
     python reproduce.py --variants all          and every ablation and baseline of config/variants.json
     python reproduce.py --variants all_v2       likewise of version v2
     python reproduce.py --leave_one_out         each prepared set the target of all others: v1, v2, forest, CNN
-    python reproduce.py --table                 the tables of what is in saved/results.csv, nothing is run
-    python reproduce.py --figures               likewise the figures
+    python reproduce.py --table                 the tables of what was run last, nothing is run; --figures likewise
+    python reproduce.py --table --variants v2   of the last run with these flags
 
 reads   dataset/NAME/{data,label}_20_120.npy
 writes  what the four scripts write, under stems like full_s3431 (variant and seed); saved/results.csv;
-        results/table.{txt,md,tex,csv}, results/*.png, results/logs/JOB.log
+        results/table_full.{txt,md,tex,csv}, results/KIND_full_SOURCE_TARGET.png (`full`: the variants and all other
+        flags that make it another grid); results/logs/JOB.log
 
 It calls the four scripts (--commands prints their command lines), each source pretrained once a seed and tested on all
 targets. A row that is in saved/results.csv is not run again, and a run that was stopped continues. An embedding is
@@ -25,14 +26,18 @@ import utils
 from bookkeeping import configs, ledger
 from bookkeeping.commands import Parser, UserError, a_device, a_name, a_number, a_source, run
 from experiments import figures, jobs, table
-from experiments.grid import RATE, Grid, prepared, read_variants
+from experiments.grid import RATE, Grid, as_argv, command_of, prepared, read_variants, record_run, recorded_runs
+
+# the flags that say which grid it is; the others say how it is run and shown
+GRID = ("leave_one_out", "variants", "sources", "targets", "seeds", "first_seed", "classifier_seeds", "label_rates")
+GRID += ("epochs", "classifier_epochs", "dataset_version", "label_index", "no_gyroscope")
 
 
 def _epochs(text):
     """An argparse type: N, or SOURCE=N; gives (source or None, N)."""
     source, _, number = text.rpartition("=")
     count = a_number(int, lambda n: n > 0, "a number of epochs, or SOURCE=N")
-    return a_name(source) if source else None, count(number)
+    return a_source(source) if source else None, count(number)
 
 
 def get_args(argv=None):
@@ -43,10 +48,10 @@ def get_args(argv=None):
     add("--sources", nargs="+", type=a_source, help="source data sets, several at once as uci,motion (default: all)")
     add("--targets", nargs="+", type=a_name, help="target data sets (default: those prepared)")
     add("--variants", nargs="+", type=a_name, help="of config/variants.json, or all, or all_v2 (default full)")
-    add("--seeds", type=whole, help="how many seeds, each for pretraining and classifier (default 3)")
+    add("--seeds", type=whole, default=3, help="how many seeds, each for pretraining and classifier (default 3)")
     add("--first_seed", type=a_number(int, lambda n: n >= 0, "a seed"), default=3431, help="default 3431")
     add("--classifier_seeds", type=whole, help="this many classifier seeds for every pretrained model")
-    add("--label_rates", nargs="+", type=rate, help="shares of the labels that are seen (default 0.1)")
+    add("--label_rates", nargs="+", type=rate, default=[RATE], help="shares of the labels that are seen (default 0.1)")
     add("--epochs", nargs="+", type=_epochs, default=[], help="pretraining epochs, half and half: N, or SOURCE=N ...")
     add("--classifier_epochs", type=whole, help="default: those of config/train.json")
     add("-dv", "--dataset_version", type=a_name, default="20_120", help="rate_length of the windows (default 20_120)")
@@ -57,8 +62,8 @@ def get_args(argv=None):
     add("--jobs", type=jobs, default=1, help="jobs side by side on each GPU, or on the CPU; 0: in this process")
     add("--leave_one_out", action="store_true", help="each set of --targets the target of all the others")
     add("--no_gyroscope", action="store_true", help="test v2 on every target without its gyroscope, too")
-    add("--table", action="store_true", help="only the tables of the rows that are there")
-    add("--figures", action="store_true", help="only the figures of what is there")
+    add("--table", action="store_true", help="only the tables: of the last run, or the last one with these flags")
+    add("--figures", action="store_true", help="only the figures, likewise")
     add("--no_figures", action="store_true", help="run and print the tables without drawing figures")
     add("--projection", choices=("tsne", "pca"), default="tsne", help="of the representations' picture (default tsne)")
     add("--commands", action="store_true", help="print the scripts' command lines of the whole grid; nothing is run")
@@ -67,21 +72,64 @@ def get_args(argv=None):
     add("--only", metavar="JOB", help="run this one job (uci_full_s3431) in this process, no table; for a batch system")
     args = parser.parse_args(argv)
     args.argv = list(sys.argv[1:] if argv is None else argv)
+    args.runs = None  # of rows that were made without this script; else the seeds say all
     return args
 
 
-def make_grid(args):
-    """The Grid of the flags; what they leave open is for a run the default, and for --table and --figures all there is.
+def grid_flags(args):
+    """The flags that make it another grid than one without any, as text: {"label_rates": ["0.1", "1"]}."""
+    usual, found = vars(get_args([])), {}
+    for flag in GRID:
+        value = getattr(args, flag)
+        if value != usual[flag]:
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            found[flag] = [as_text(part) for part in values]
+    return found
 
-    Raises UserError if no pair of data sets is left.
+
+def as_text(value):
+    """A flag's value as one types it: uci=16 of ("uci", 16), 1 of 1.0."""
+    return "=".join(str(part) for part in value if part) if isinstance(value, tuple) else str(value).removesuffix(".0")
+
+
+def as_it_was_run(args):
+    """The flags for --table and --figures, with those of the run that they ask for: the last one that had them.
+
+    A run with just these goes first. Flags that no run had are a grid by themselves. Without flags and without a run,
+    as after a shell loop, it is the rows that are there, of whatever variants, label rates and seeds.
     """
-    here = prepared(args.dataset_version)
-    sources, targets = args.sources or here, args.targets or here
+    asked, runs = grid_flags(args), recorded_runs()
+    fitting = [run for run in runs if asked and run == asked]
+    fitting += [run for run in runs if all(run.get(flag) == values for flag, values in asked.items())]
+    if fitting:
+        others = [command_of(run) for run in runs if run != fitting[0]]
+        print(command_of(fitting[0]) + (f"   (also run here: {'; '.join(others)})" if others else ""))
+        run = get_args(as_argv(fitting[0]))
+        return argparse.Namespace(**vars(args) | {flag: getattr(run, flag) for flag in GRID})
+    rows = [] if asked or runs else ledger.read_rows().values()
+    if rows:
+        versions = {row.get("model_version") or "v1" for row in rows}
+        args.variants = [name for name, entry in read_variants().items() if entry["model_version"] in versions]
+        args.label_rates = sorted({float(row["label_rate"]) for row in rows})
+        args.runs = sorted({(int(row.get("pretrain_seed") or row["seed"]), int(row["seed"])) for row in rows})
+    return args
+
+
+def grid_sources(args, targets, here):
+    """The sources of the grid, several at once as uci+motion in their canonical order, none twice."""
+    sources = args.sources or here
     if args.leave_one_out:
         if args.sources:
             raise UserError("--leave_one_out makes its sources itself; leave --sources out, or name sets by --targets")
         sources = ["+".join(other for other in targets if other != target) for target in targets]
-    sources = [configs.in_order(source, args.dataset_version) for source in sources]
+    return list(dict.fromkeys(configs.in_order(source, args.dataset_version) for source in sources if source))
+
+
+def make_grid(args):
+    """The Grid of the flags. Raises UserError for a data set that is not prepared, and if no pair of them is left."""
+    here = prepared(args.dataset_version)
+    targets = list(dict.fromkeys(args.targets or here))
+    sources = grid_sources(args, targets, here)
     for name in dict.fromkeys([*(name for source in sources for name in utils.sets_of(source)), *targets]):
         configs.dataset_config(name, args.dataset_version)
         if not utils.data_path(name, args.dataset_version).is_file():
@@ -89,23 +137,27 @@ def make_grid(args):
     if not any(t not in utils.sets_of(s) for s in sources for t in targets):
         make = "make them with python dataset/prepare.py, or see --sources and --targets"
         raise UserError(f"no pair of data sets: prepared here are {', '.join(here) or 'none'}; {make}")
-    rows = ledger.read_rows().values() if args.table or args.figures else []
-    seeds = [args.first_seed + i for i in range(args.seeds or 3)]
-    runs = [(seed, seed) for seed in seeds]
+    seeds = [args.first_seed + i for i in range(args.seeds)]
+    runs = args.runs or [(seed, seed) for seed in seeds]
     if args.classifier_seeds:
         runs = [(seed, args.first_seed + i) for seed in seeds for i in range(args.classifier_seeds)]
-    if rows and not args.seeds and not args.classifier_seeds:
-        runs = sorted({(int(row["pretrain_seed"] or row["seed"]), int(row["seed"])) for row in rows})
-    rates = args.label_rates or sorted({float(row["label_rate"]) for row in rows}) or [RATE]
-    epochs = {name: n for source, n in args.epochs for name in ([source] if source else sources)}
-    versions = {row.get("model_version") or "v1" for row in rows}
-    there = [name for name, entry in read_variants().items() if entry["model_version"] in versions]
+    lengths = [(source and configs.in_order(source, args.dataset_version), n) for source, n in args.epochs]
     usual = ["full", "v2", "forest", "cnn"] if args.leave_one_out else ["full"]
-    variants = args.variants or (there if rows and not args.leave_one_out else usual)
-    more = {"version": args.dataset_version, "label_index": args.label_index, "epochs": epochs}
-    more |= {"gpu": args.gpus[0] if args.gpus else None, "classifier_epochs": args.classifier_epochs}
-    more["without_gyroscope"] = args.no_gyroscope or args.leave_one_out
-    return Grid(sources, targets, variants, rates, runs, **more)
+    return Grid(
+        sources,
+        targets,
+        args.variants or usual,
+        list(dict.fromkeys(args.label_rates)),
+        runs,
+        version=args.dataset_version,
+        label_index=args.label_index,
+        gpu=args.gpus[0] if args.gpus else None,
+        epochs={name: n for source, n in lengths for name in ([source] if source else sources)},
+        classifier_epochs=args.classifier_epochs,
+        without_gyroscope=args.no_gyroscope or args.leave_one_out,
+        leave_one_out=args.leave_one_out,
+        flags=None if args.runs else grid_flags(args),
+    )
 
 
 def slots_for(args):
@@ -147,7 +199,19 @@ def run_grid(args, grid):
     return jobs.side_by_side(args.argv, missing, slots_for(args), finished, {job: grid.work(job) for job in keys})
 
 
+def show(args, grid):
+    """Write the tables or the figures, or both after a run; returns the tables' text."""
+    only = args.table or args.figures
+    result = table.write(grid) if args.table or not only else None
+    if args.figures or not (only or args.no_figures):
+        figures.write(grid, args.projection)
+    return result
+
+
 def main(args):
+    if args.table or args.figures:
+        args = as_it_was_run(args)
+        return show(args, make_grid(args))
     grid = make_grid(args)
     if args.commands:
         return print_commands(grid)
@@ -159,15 +223,12 @@ def main(args):
         if failed:
             raise SystemExit(1)
         return None
-    only_read = args.table or args.figures
-    failed = [] if only_read else run_grid(args, grid)
-    result = None
-    if args.table or not only_read:
-        result = table.write(grid, args.leave_one_out)
-    if args.figures or not (only_read or args.no_figures):
-        figures.write(grid, args.projection, args.leave_one_out)
+    record_run(grid_flags(args))
+    failed = run_grid(args, grid)
     if failed:
         print(f"{len(failed)} failed:", *failed, sep="\n  ", file=sys.stderr)
+    result = show(args, grid)
+    if failed:
         raise SystemExit(1)
     return result
 

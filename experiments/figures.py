@@ -2,13 +2,14 @@
 
     python reproduce.py --figures
 
-writes under results/
-  confusion_SOURCE_TARGET.png        what each activity of the target is taken for, all runs together
-  reliability_SOURCE_TARGET.png      how often the classifier is right at each confidence, and what abstaining does
-  losses_SOURCE.png                  pretraining and classifier losses by epoch
-  label_rate.png                     accuracy against label rate (where several were run)
-  ablation.png                       the variants side by side (where several were run)
-  representations_SOURCE_TARGET.png  the representations of source and target in two dimensions
+writes under results/, NAME being the grid's as in its tables
+  confusion_NAME_SOURCE_TARGET.png        what each activity of the target is taken for, all runs together
+  reliability_NAME_SOURCE_TARGET.png      how often the classifier is right at each confidence, and what abstaining does
+  losses_NAME_SOURCE.png                  pretraining and classifier losses by epoch
+  label_rate_NAME.png                     accuracy against label rate (where several were run)
+  ablation_NAME.png                       the variants side by side (where several were run)
+  representations_NAME_SOURCE_TARGET.png  the representations of source and target in two dimensions
+  left_out_NAME.png                       instead of all these for --leave_one_out: scores on the set that was left out
 
 Lines and bars are means over runs (seeds), bands and error bars ± one sample standard deviation between runs.
 """
@@ -24,14 +25,16 @@ import metrics
 from bookkeeping import artefacts, ledger, plots
 from bookkeeping.plots import COLOURS
 from experiments import representations
-from experiments.table import METRICS, Results, mean_over, pretraining_epochs
+from experiments.jobs import current, is_there
+from experiments.table import METRICS, mean_over, pretraining_epochs, results_of
 from metrics import scores, spread
 
 NAMES = {"accuracy": "accuracy", "f1_macro": "macro F1"}
 
 
-def save(figure, name, made):
-    """Write results/NAME.png and note its path in `made`."""
+def save(results, figure, kind, made, *sets):
+    """Write a figure under results/, with the grid's name and those of the data sets in its own; note it in `made`."""
+    name = "_".join([kind, results.grid.name, *sets])
     made.append(str(plots.save(figure, Path("results") / f"{name}.png")))
 
 
@@ -47,8 +50,10 @@ def saved_predictions(results, variant, source, target):
     """What is there of a pair's runs: a list of (labels (n,), logits (n, K), temperature)."""
     grid, found = results.grid, []
     for cell in results.cells(variant, results.rate, source):
+        if cell.target != target or not cell.gyroscope:
+            continue
         npz = grid.predictions(cell)
-        saved = ledger.read_predictions(npz, grid.key(cell)) if cell.target == target else None
+        saved = ledger.read_predictions(npz, grid.key(cell))
         if saved is not None:
             found.append((*saved[1:], ledger.read_temperature(npz)))
     return found
@@ -67,19 +72,23 @@ def confusion(results, variant, source, target, made):
         return
     counts = np.mean(matrices, axis=0)  # (true, predicted)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure, axis = plt.subplots(figsize=(4.6, 4.0))
+    few, K = len(names) <= 6, len(names)
+    side = min(0.48 * K, 48)  # inches; beyond 100 classes the squares shrink, and numbers would not fit into them
+    figure, axis = plt.subplots(figsize=(4.6, 4.0) if few else (side + 0.6, side))
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares):
         text, colour = f"{share:.0%}\n{counts[row, column]:.0f}", "white" if share > 0.6 else "black"
-        axis.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
-    wrapped = [name.replace("&", "&\n") for name in names]
-    axis.set_xticks(range(len(names)), wrapped, fontsize=9), axis.set_yticks(range(len(names)), wrapped, fontsize=9)
+        if few or (counts[row, column] and K <= 100):
+            axis.text(column, row, text, ha="center", va="center", fontsize=9 if few else 7.5, color=colour)
+    turned = {} if few else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    wrapped = [name.replace("&", "&\n") if few else name for name in names]
+    axis.set_xticks(range(K), wrapped, fontsize=9, **turned), axis.set_yticks(range(K), wrapped, fontsize=9)
     axis.set_xlabel("predicted activity"), axis.set_ylabel("true activity")
     axis.grid(False), axis.spines[:].set_visible(False), axis.tick_params(length=0)
     accuracy = np.trace(counts) / counts.sum()
     title = f"{grid.title(variant)}, {grid.pair(source, target)}: accuracy {accuracy:.3f}"
     axis.set_title(f"{title}\nshare and number of windows, {mean_text(len(matrices))}", fontsize=10)
-    save(figure, f"confusion_{source}_{target}", made)
+    save(results, figure, "confusion", made, source, target)
 
 
 # ----------------------------------------------------------------------------------------------- confidence
@@ -119,7 +128,7 @@ def reliability(results, variant, source, target, made):
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8, ncols=2 if axis is not axes[2] else 1)
     title = f"{results.grid.title(variant)}, {results.grid.pair(source, target)}"
     figure.suptitle(f"{title}: {runs_text(len(saved))}, {len(labels)} windows together", fontsize=10)
-    save(figure, f"reliability_{source}_{target}", made)
+    save(results, figure, "reliability", made, source, target)
 
 
 # --------------------------------------------------------------------------------------------------- losses
@@ -151,11 +160,10 @@ def band(axis, x, values, label, **style):
 def loss_curves(results, variant, source, made):
     grid = results.grid
     cells = {cell.run: cell for cell in results.cells(variant, results.rate, source)}.values()
-    pretrained = {grid.checkpoint(cell.job): cell.job for cell in cells}
-    stems = [path.with_name(f"{job.stem}_losses_{grid.weights(job)}.csv") for path, job in pretrained.items()]
-    losses = read_losses(stems)
-    paths = [grid.classifier_path(cell) for cell in cells]
-    classifier = read_losses([path.with_name(f"{path.stem}_losses.csv") for path in paths])
+    jobs = [job for job in dict.fromkeys(cell.job for cell in cells) if is_there(grid, job)]
+    losses = read_losses([grid.files(job).pretraining("losses", grid.weights(job)) for job in jobs])
+    trained = [cell for cell in cells if current(grid.classifier_path(cell), grid.classifier_config(cell))]
+    classifier = read_losses([grid.classifier_path(cell, "transformer_losses.csv") for cell in trained])
     if not losses or not classifier:
         return
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
@@ -182,7 +190,7 @@ def loss_curves(results, variant, source, made):
     count = len(losses["epoch"])
     spread_text = ", band ± 1 standard deviation" if count > 1 else ""
     figure.suptitle(f"{grid.title(variant)} on {source}: {mean_text(count)}{spread_text}")
-    save(figure, f"losses_{source}", made)
+    save(results, figure, "losses", made, source)
 
 
 # ------------------------------------------------------------------------------------- label rates, ablation
@@ -226,7 +234,7 @@ def label_rates(results, made):
     labelled = [axis.get_legend_handles_labels() for axis in axes.flat]
     handles = {text: handle for found, texts in labelled for handle, text in zip(found, texts, strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4, fontsize=9)
-    save(figure, "label_rate", made)
+    save(results, figure, "label_rate", made)
 
 
 def ablation(results, made):
@@ -264,7 +272,7 @@ def ablation(results, made):
     bars = f"bar, mean over {len(pairs)} pairs and the runs; whisker, ± 1 standard deviation between runs"
     dots = f"dots, single pairs; orange, trained with labels only; {pretraining_epochs(results)}"
     figure.suptitle(f"Variants at label rate {rate:g}: {bars};\n{dots}", fontsize=10)
-    save(figure, "ablation", made)
+    save(results, figure, "ablation", made)
 
 
 def left_out(results, made):
@@ -282,30 +290,40 @@ def left_out(results, made):
                 axis.bar(at, values.mean(), 0.92 * width, label=results.grid.title(variant), **style)
                 if len(values) > 1:
                     axis.errorbar(at, values.mean(), yerr=values.std(ddof=1), color="black", capsize=2, lw=1)
+        if metric == "accuracy":
+            for place, pair in enumerate(pairs):
+                style = {"color": "black", "ls": ":", "label": "most frequent class"}
+                axis.plot([place - 0.42, place + 0.42], [results.majority([pair])] * 2, **style)
         axis.set_xticks(range(len(pairs)), [results.grid.label(target) for _, target in pairs])
         axis.set(ylim=(0, 1), title=f"{NAMES[metric]} on the set that was left out"), axis.grid(False, axis="x")
     handles = dict(zip(*axes[0].get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=len(handles))
-    save(figure, "leave_one_out", made)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+    text = "trained on all other sets; bar, mean of the runs; whisker, ± 1 standard deviation between them"
+    figure.suptitle(f"Leave one out, label rate {results.rate:g}: {text};\n{pretraining_epochs(results)}", fontsize=10)
+    save(results, figure, "left_out", made)
 
 
-def write(grid, projection="tsne", leave_one_out=False):
-    """Draw all figures for which there are files; returns their paths. Pairs show the grid's first variant."""
-    results, made = Results(grid), []
-    pretrained = [v for v in results.variants if not (grid.is_baseline(v) or grid.is_v2(v))]  # v2 learns in other steps
+def of_pairs(results, projection, made):
+    """The figures of single pairs and sources, of the first variant, and those of all together."""
+    first = results.variants[0]
+    pretrained = [v for v in results.variants if not results.grid.labels_only(v)][:1]
+    for source, target in results.pairs():
+        confusion(results, first, source, target, made)
+        reliability(results, first, source, target, made)
+        for variant in pretrained:
+            if figure := representations.draw(results, variant, source, target, projection):
+                save(results, figure, "representations", made, source, target)
+    for variant in pretrained:
+        for source in results.sources:
+            loss_curves(results, variant, source, made)
+    label_rates(results, made)
+    ablation(results, made)
+
+
+def write(grid, projection="tsne"):
+    """Draw all figures for which there are files; returns their paths. No row is an error."""
+    results, made = results_of(grid), []
     with plt.rc_context(plots.STYLE):
-        if leave_one_out and results.variants:
-            left_out(results, made)
-        for source, target in results.pairs() if results.variants and not leave_one_out else []:
-            confusion(results, results.variants[0], source, target, made)
-            reliability(results, results.variants[0], source, target, made)
-            if pretrained:
-                figure = representations.draw(results, pretrained[0], source, target, projection)
-                save(figure, f"representations_{source}_{target}", made) if figure else None
-        for source in results.sources if pretrained and not leave_one_out else []:
-            loss_curves(results, pretrained[0], source, made)
-        if not leave_one_out:
-            label_rates(results, made)
-            ablation(results, made)
+        left_out(results, made) if grid.leave_one_out else of_pairs(results, projection, made)
     print(f"{len(made)} figures in results/: {', '.join(path.split('/')[-1] for path in made)}")
     return made

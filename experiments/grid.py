@@ -5,8 +5,10 @@ row of saved/results.csv. Nothing is trained here; reproduce.py runs the jobs, t
 """
 
 import functools
+import hashlib
 import itertools
 import shlex
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from bookkeeping.commands import LABEL_RATE, UserError
 from experiments import baselines
 
 RATE = LABEL_RATE  # of the paper's tables; other ones show in the classifier's stem
+RUNS = Path("results/grids")  # a JSON for every grid that was run
 SCRIPTS = {
     "pretrain.py": pretrain,
     "embedding.py": embedding,
@@ -95,11 +98,54 @@ def prepared(version):
     return [name for name in here if name not in ("uci20", "sim")]
 
 
+def name_of(flags):
+    """What a grid's tables and figures are called: `full`, or `full+copy_seeds=5_label_rates=0.1,1`.
+
+    flags: {flag: its values as text}, those that differ from the default. Other flags are another name, as neither
+    `+`, `=` nor `,` may stand in a name of theirs; one too long for a file ends in digits that stand for all of it.
+    """
+    alone = "leave_one_out" in flags
+    variants = flags.get("variants", [] if alone else ["full"])
+    parts = ["leave_one_out"] * alone + ["+".join(variants)] * bool(variants)
+    others = {flag: values for flag, values in flags.items() if flag not in ("leave_one_out", "variants")}
+    name = "_".join(parts + [f"{flag}={','.join(values)}" if values else flag for flag, values in others.items()])
+    return name if len(name) <= 120 else f"{name[:110]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def as_argv(flags):
+    """The same flags as one types them: ["--seeds", "5"]."""
+    return [word for flag, values in flags.items() for word in (f"--{flag}", *values)]
+
+
+def command_of(flags):
+    return shlex.join(["python", "reproduce.py", *as_argv(flags)])
+
+
+def record_run(flags):
+    """Note that this grid is being run, for --table and --figures without its flags."""
+    artefacts.save_json(RUNS / f"{name_of(flags)}.json", {"flags": flags, "time": time.time()})
+
+
+def recorded_runs():
+    """The flags of the grids that were run here, the last one first."""
+    found = []
+    for path in RUNS.glob("*.json"):
+        record = artefacts.read_json(path, "the record of a grid")
+        flags = record.get("flags") if isinstance(record, dict) else None
+        lists = isinstance(flags, dict) and all(isinstance(values, list) for values in flags.values())
+        if not lists or not all(isinstance(word, str) for values in flags.values() for word in values):
+            raise UserError(f"{path} was not written by reproduce.py; remove it")
+        when = record.get("time")
+        found.append((when if isinstance(when, float) else 0.0, str(path), flags))
+    return [flags for _, _, flags in sorted(found, key=lambda run: run[:2], reverse=True)]
+
+
 class Grid:
     """The experiments that the flags ask for.
 
     runs: pairs (seed of pretraining, seed of the classifier); epochs: the schedule's length for a source, or None for
-    the configuration's; the other names are those of the flags.
+    the configuration's; flags: as in name_of, None for the rows that are there (of a shell loop); the other names are
+    those of the flags.
     """
 
     def __init__(
@@ -116,19 +162,23 @@ class Grid:
         epochs=None,
         classifier_epochs=None,
         without_gyroscope=False,
+        leave_one_out=False,
+        flags=None,
     ):
+        self.name = "rows" if flags is None else name_of(flags)
+        self.command = command_of({"table": []} if flags is None else flags)
         self.all_variants = read_variants()
         self.sources, self.targets, self.rates, self.runs = sources, targets, rates, runs
         groups = {"all": [], "all_v2": []}  # the paper's method and its ablations; version v2's
-        for name, entry in self.all_variants.items():
-            groups["all" if entry["model_version"] == "v1" else "all_v2"].append(name)
-        self.variants = list(dict.fromkeys(name for v in variants for name in groups.get(v, [v])))
-        for name in self.variants:
-            if name not in self.all_variants:
+        for variant, entry in self.all_variants.items():
+            groups["all" if entry["model_version"] == "v1" else "all_v2"].append(variant)
+        self.variants = list(dict.fromkeys(each for v in variants for each in groups.get(v, [v])))
+        for variant in self.variants:
+            if variant not in self.all_variants:
                 there = ", ".join(self.all_variants)
-                raise UserError(f"--variants {name}: config/variants.json has {there}, or all, or all_v2")
+                raise UserError(f"--variants {variant}: config/variants.json has {there}, or all, or all_v2")
         self.version, self.label_index, self.gpu = version, label_index, gpu
-        self.without_gyroscope = without_gyroscope
+        self.without_gyroscope, self.leave_one_out = without_gyroscope, leave_one_out
         self.epochs, self.classifier_epochs = epochs or {}, classifier_epochs
         self.config_path = functools.lru_cache(None)(self._config_path)
         self.pretrain_config = functools.lru_cache(None)(self._pretrain_config)

@@ -55,6 +55,12 @@ def current(path, wanted, state=None):
     return all(record["config"].get(key) == value for key, value in wanted.items())
 
 
+def is_there(grid, job):
+    """Whether the pretrained model of a job is there as this grid makes it: another one's may have the same stem."""
+    state = grid.files(job).pretraining("state", grid.weights(job))
+    return current(grid.checkpoint(job), grid.pretrain_config(job), state)
+
+
 def call(command, restart=False):
     """Print a command and run it in this process: the script's main(args)."""
     print(f"\n$ {command}", flush=True)
@@ -103,21 +109,20 @@ def attempt(command):
 
 def train(grid, cell, restart):
     """Make the classifier of a cell and all that it needs, as far as it is not there already."""
-    job, checkpoint, path = cell.job, grid.checkpoint(cell.job), grid.classifier_path(cell)
+    job, path = cell.job, grid.classifier_path(cell)
     trained = current(path, grid.classifier_config(cell), grid.classifier_path(cell, "transformer_state.pt"))
     if grid.is_v2(job.variant):
         if not trained:
             call(grid.classifier(cell), restart)
         return
-    state = grid.files(job).pretraining("state", grid.weights(job))
-    pretrained = current(checkpoint, grid.pretrain_config(job), state)
+    pretrained = is_there(grid, job)
     if pretrained and trained:
         return
     if not pretrained:
         call(grid.pretrain(job), restart)
     command = grid.embedding(job)
     embed_path, label_path = (grid.files(job).embedding(kind) for kind in ("embed", "label"))
-    made_from = {"checkpoint": str(checkpoint)}
+    made_from = {"checkpoint": str(grid.checkpoint(job))}
     if not (current(embed_path, made_from) and current(label_path, made_from)):
         call(command)
     call(grid.classifier(cell), restart)

@@ -9,6 +9,7 @@ import fast
 import utils
 from bookkeeping import artefacts, configs
 from bookkeeping.plots import COLOURS
+from experiments.jobs import is_there
 from models import DEAD_MASKED, MaskedModel, encode
 
 EACH = 500  # windows of a data set
@@ -36,7 +37,7 @@ def project(features, method):
 def draw(results, variant, source, target, method):
     """Source and target windows as the first run's encoder sees them, coloured by activity and by domain."""
     grid = results.grid
-    jobs = [c.job for c in results.cells(variant, results.rate, source) if grid.checkpoint(c.job).exists()]
+    jobs = [cell.job for cell in results.cells(variant, results.rate, source) if is_there(grid, cell.job)]
     if not jobs:
         return None
     model = MaskedModel(grid.pretrain_config(jobs[0])["model"])
@@ -48,17 +49,20 @@ def draw(results, variant, source, target, method):
     domain = np.repeat([0, 1], [len(part) for _, part in parts])
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     style = {"s": 13, "alpha": 0.6, "linewidths": 0}
-    for number, name in enumerate(grid.classes(source)):
+    names = grid.classes(source)
+    colours = COLOURS if len(names) <= len(COLOURS) else plt.colormaps["turbo"](np.linspace(0, 1, len(names)))
+    for number, name in enumerate(names):
         for which, marker in enumerate("o^"):
             chosen = points[(ids == number) & (domain == which)]
             label = name if which == 0 else None
-            axes[0].scatter(*chosen.T, color=COLOURS[number % 8], marker=marker, label=label, **style)
+            axes[0].scatter(*chosen.T, color=colours[number], marker=marker, label=label, **style)
     for which, marker in enumerate("o^"):
         label = (f"{grid.label(source)}, source", f"{grid.label(target)}, target")[which]
         axes[1].scatter(*points[domain == which].T, color=COLOURS[4 + which], marker=marker, label=label, **style)
+    columns = 2 if len(names) <= len(COLOURS) else 4
     for axis, title in zip(axes, ("by activity (● source, ▲ target)", "by domain"), strict=True):
         axis.set_title(title), axis.set_xticks([]), axis.set_yticks([])
-        legend = axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2 if axis is axes[0] else 1)
+        legend = axis.legend(loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=columns if axis is axes[0] else 1)
         for handle in legend.legend_handles:
             handle.set_sizes([40]), handle.set_alpha(1)
     axes[0].set_ylabel("no unit; near means similar", fontsize=9)

@@ -12,7 +12,7 @@ import numpy as np
 
 from bookkeeping import artefacts, ledger
 from bookkeeping.commands import UserError
-from experiments.grid import RATE
+from experiments.grid import RATE, command_of, recorded_runs
 from metrics import spread
 from utils import sets_of
 
@@ -36,6 +36,11 @@ class Section(NamedTuple):
     ruled: set
 
 
+def bare(pairs):
+    """Pairs whose targets' gyroscope was taken away, as `collect` names them."""
+    return [(source, f"{target} without gyroscope") for source, target in pairs]
+
+
 def collect(grid):
     """The rows of the grid that are there: {(variant, rate, source, target): {run: row}}.
 
@@ -46,8 +51,9 @@ def collect(grid):
         for cell in grid.cells(job):
             if not (row := rows.get(grid.key(cell))):
                 continue
-            target = cell.target if cell.gyroscope else f"{cell.target} without gyroscope"
-            found[job.variant, cell.rate, job.source, target][cell.run] = row
+            pair = (job.source, cell.target)
+            pair = pair if cell.gyroscope else bare([pair])[0]
+            found[job.variant, cell.rate, *pair][cell.run] = row
             if row.get("source_accuracy"):
                 own = {metric: row[f"source_{metric}"] for metric in METRICS}
                 own |= {key: row.get(key if key == "temperature" else f"source_{key}", "") for key in CONFIDENCE}
@@ -114,6 +120,10 @@ def pair_section(results, variant, rate):
         share = f"{results.majority(pairs):.3f}" if majority else ""
         rows.append([name, share, *figures, results.runs(variant, rate, pairs)])
 
+    def add_bare(name, pairs):
+        if results.values(variant, rate, bare(pairs), "accuracy") is not None:
+            add(name, bare(pairs), majority=False)
+
     for source in results.sources:
         pairs = results.pairs(source)
         if not pairs:
@@ -121,32 +131,33 @@ def pair_section(results, variant, rate):
         ruled.add(len(rows))
         for pair in pairs:
             add(results.grid.pair(*pair), [pair])
+            add_bare("  without its gyroscope", [pair])
         add(f"{source} → average", pairs)
         add(f"{source} → own test part", [(source, None)], majority=False)
     ruled.add(len(rows))
     add("all pairs, average", results.pairs())
+    add_bare("  without their gyroscopes", results.pairs())
     title = f"{results.grid.title(variant)}, label rate {rate:g}"
     return Section(title, ["source → target", "majority", "accuracy", "macro F1", "runs"], rows, ruled)
 
 
 def leave_one_out_section(results, rate):
     """A row a set that was the target of all others, one where its gyroscope was taken away; the means over targets."""
-    header = ["target, left out", "majority"]
-    header += [f"{results.grid.title(variant)}: accuracy / macro F1" for variant in results.variants] + ["runs"]
-    pairs, rows = results.pairs(), []
+    header = ["target, left out", "majority", *map(results.grid.title, results.variants), "runs"]
+    pairs, rows, ruled = results.pairs(), [], set()
 
     def add(name, chosen, share):
         figures = [[spread(results.values(v, rate, chosen, m)) for m in METRICS] for v in results.variants]
         runs = {results.runs(variant, rate, chosen) for variant in results.variants} - {"0"}
         rows.append([name, share, *map(" / ".join, figures), ", ".join(sorted(runs))])
 
-    without = [(source, f"{target} without gyroscope") for source, target in pairs]
-    for pair, bare in zip(pairs, without, strict=True):
-        add(pair[1], [pair], f"{results.majority([pair]):.3f}")
-        add("  without its gyroscope", [bare], "")
-    add("mean", pairs, f"{results.majority(pairs):.3f}")
-    add("  without their gyroscopes", without, "")
-    return Section(f"Leave one out, label rate {rate:g}", header, rows, {2 * i for i in range(len(pairs) + 1)})
+    several = {target: [(source, target)] for source, target in pairs} | {"mean of all": pairs}
+    for name, chosen in several.items():
+        ruled.add(len(rows))
+        add(name, chosen, f"{results.majority(chosen):.3f}")
+        if any(results.grid.is_v2(variant) for variant in results.variants):
+            add("  without gyroscope", bare(chosen), "")
+    return Section(f"Leave one out, label rate {rate:g}: accuracy / macro F1", header, rows, ruled)
 
 
 def confidence_section(results, variant, rate):
@@ -194,9 +205,9 @@ def variant_section(results, rates, title):
     return Section(title, header, rows, ruled)
 
 
-def sections(results, leave_one_out=False):
+def sections(results):
     """All tables of the grid."""
-    if leave_one_out:
+    if results.grid.leave_one_out:
         return [leave_one_out_section(results, rate) for rate in results.rates]
     detailed = [v for i, v in enumerate(results.variants) if i == 0 or v == "copy"]
     made = [pair_section(results, variant, results.rate) for variant in detailed]
@@ -221,10 +232,11 @@ def pretraining_epochs(results):
 
 
 def facts(results):
-    """What the numbers rest on: epochs, seeds."""
+    """What the numbers rest on: epochs, seeds, and the command that makes them."""
     seeds = {run for runs in results.found.values() for run in runs}
     runs = ", ".join(str(a) if a == b else f"{a}+{b}" for a, b in sorted(seeds))
-    return f"{pretraining_epochs(results)}; seeds (pretraining+classifier where they differ): {runs}."
+    of = f"{pretraining_epochs(results)}; seeds (pretraining+classifier where they differ): {runs}."
+    return f"{of}\n{results.grid.command}"
 
 
 # ----------------------------------------------------------------------------------------------- renderers
@@ -270,10 +282,11 @@ def flat(results):
     rows = []
     for variant in results.variants:
         for rate in results.rates:
-            groups = {(s, t): [(s, t)] for s, t in results.pairs()}
+            groups = {pair: [pair] for pair in results.pairs() + bare(results.pairs())}
             groups |= {(s, "average"): results.pairs(s) for s in results.sources}
             groups |= {(s, "own test part"): [(s, None)] for s in results.sources}
             groups["all", "average"] = results.pairs()
+            groups["all", "average without gyroscope"] = bare(results.pairs())
             for (source, target), pairs in groups.items():
                 if not pairs or (accuracy := results.values(variant, rate, pairs, "accuracy")) is None:
                     continue
@@ -287,16 +300,19 @@ def flat(results):
     return rows
 
 
-def write(grid, leave_one_out=False):
-    """Print the tables and write results/table.{txt,md,tex,csv}; returns the text. No row is an error."""
+def results_of(grid):
+    """The grid's Results. Raises UserError, with the grids that were run here, if it has no row."""
     results = Results(grid)
     if not results.pairs():
-        raise UserError(
-            f"no row of {ledger.PATH} belongs to this grid; run it first, or give the flags it was run "
-            "with (--epochs, --classifier_epochs, -dv, -l)"
-        )
-    stem = "leave_one_out" if leave_one_out else "table"
-    made, note = sections(results, leave_one_out), NOTE + "\n" + facts(results)
+        there = "; ".join(map(command_of, recorded_runs())) or "none"
+        raise UserError(f"no row of {ledger.PATH} belongs to this grid ({grid.command}); grids that were run: {there}")
+    return results
+
+
+def write(grid):
+    """Print the tables and write results/table_NAME.{txt,md,tex,csv}; returns the text. No row is an error."""
+    results, stem = results_of(grid), f"table_{grid.name}"
+    made, note = sections(results), NOTE + "\n" + facts(results)
     text = "\n\n".join([*map(as_text, made), note]) + "\n"
     markdown = "\n\n".join([*map(as_markdown, made), note]) + "\n"
     latex = "\n\n".join(["% needs \\usepackage{booktabs}", *map(as_latex, made)])

@@ -113,7 +113,6 @@ def test_nothing_is_run_twice(here, monkeypatch):
     before = (here / "saved/results.csv").read_bytes()
     monkeypatch.setattr(jobs, "call", lambda *_, **__: pytest.fail("a finished row was run again"))
     run(*FLAGS)
-    run("--table")  # finds seeds, rates and variants by itself
     assert (here / "saved/results.csv").read_bytes() == before
 
 
@@ -170,10 +169,11 @@ def test_killed_then_run_twice_at_once_it_ends_with_the_same_table(here, tmp_pat
     assert other.returncode == 0, output
     keys = [row["config_hash"] for row in rows()]
     assert len(keys) == 4 == len(set(keys))
-    table = (tmp_path / "results/table.csv").read_text()
+    (table,) = (tmp_path / "results").glob("table*.csv")
+    assert table.name == "table_full_sources=a_seeds=2_label_rates=0.1,0.5.csv"
     monkeypatch.chdir(here)
     run("--table", *flags[1:5], "--seeds", "2", "--label_rates", "0.1", "0.5")
-    assert (here / "results/table.csv").read_text() == table
+    assert (here / "results" / table.name).read_text() == table.read_text()
 
 
 def test_two_writers_do_not_corrupt_the_table(tmp_path, monkeypatch):
@@ -281,8 +281,10 @@ def test_a_checkpoint_of_another_configuration_is_made_again(project):
     [
         (["--sources", "nowhere"], "nowhere"),
         (["--sources", "a", "--targets", "a"], "no pair of data sets"),
+        (["--leave_one_out", "--targets", "a"], "no pair of data sets"),
         (["--only", "a_full_s1"], "no job of these flags"),
         (["--table"], "no row of saved/results.csv"),
+        (["--figures", "--variants", "cnn"], "no row of saved/results.csv"),
     ],
 )
 def test_mistakes_are_one_line(project, flags, message):
@@ -302,4 +304,6 @@ def test_prepared_data_sets(project):
     for name in ("sim", "uci20"):
         project.dataset(name, 8)
     assert grid.prepared("20_120") == ["a", "b"]
-    assert reproduce.get_args(["--epochs", "5", "a=6"]).epochs == [(None, 5), ("a", 6)]
+    assert reproduce.get_args(["--epochs", "5", "a=6", "b,a=7"]).epochs == [(None, 5), ("a", 6), ("b+a", 7)]
+    made = the_grid("--sources", "a", "b,a", "a,b", "--targets", "a", "b", "b", "--epochs", "5", "b,a=7")
+    assert (made.sources, made.targets, made.epochs) == (["a", "a+b"], ["a", "b"], {"a": 5, "a+b": 7})

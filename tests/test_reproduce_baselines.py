@@ -50,6 +50,25 @@ def test_the_labelled_windows_are_those_of_the_classifier(project, monkeypatch, 
     assert torch.equal(windows[rows], seen["baseline"][0]) and torch.equal(seen["classifier"][1], seen["baseline"][1])
 
 
+@pytest.mark.parametrize("name", ["cnn", "forest"])
+def test_several_sources_are_labelled_each_as_it_is_alone(project, monkeypatch, name):
+    project.config("train", n_epochs=1)
+    project.dataset("b", 24, seed=2), project.dataset("c", 12, seed=3)
+    seen, fit = [], baselines.fit
+
+    def spy(args, config, engine, sizes, labelled, val):
+        seen.append((*labelled, *val))
+        return fit(args, config, engine, sizes, labelled, val)
+
+    monkeypatch.setattr(baselines, "fit", spy)
+    for source in ("a", "b", "b,a"):
+        flags = ["-d", source, "-td", "c", "-b", name, "-lr", 0.5, "-am", "none", "--quiet"]
+        found = project.run("experiments.baselines", *flags)
+    a, b, both = seen
+    assert all(torch.equal(torch.cat(alone), joined) for *alone, joined in zip(a, b, both, strict=True))
+    assert set(found) == {"c"} and len(a[0]) == 12 and len(b[0]) == 9
+
+
 @pytest.mark.parametrize("name", baselines.MODELS)
 def test_a_baseline_repeats_itself(project, name):
     flags = ["-d", "a", "--targets", "b", "a", "-b", name, "-lr", 0.5, "--quiet"]

@@ -14,6 +14,7 @@ from metrics import scores
 
 RATES = ["0.1", "0.5"]
 FLAGS = ["--variants", "full", "copy", "forest", "--label_rates", *RATES, "--seeds", "3"]
+NAME = "full+copy+forest_label_rates=0.1,0.5"
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def made(project):
 
 def test_mean_and_standard_deviation_by_hand(made):
     table.write(made)
-    rows = list(csv.DictReader(open("results/table.csv", newline="")))
+    rows = list(csv.DictReader(open(f"results/table_{NAME}.csv", newline="")))
     values = np.array([12, 11, 10]) / 12
     assert len(rows) == 3 * 2 * 7  # variants, rates; 2 pairs, 2 averages, 2 own test parts, 1 average of all
     for row in rows:
@@ -67,9 +68,9 @@ def test_the_four_forms_agree(made, capsys):
     text = table.write(made)
     assert text in capsys.readouterr().out
     for ending in ("txt", "md", "tex"):
-        content = open(f"results/table.{ending}").read()
+        content = open(f"results/table_{NAME}.{ending}").read()
         assert content.count("0.083") >= 20, ending
-    latex = open("results/table.tex").read()
+    latex = open(f"results/table_{NAME}.tex").read()
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == latex.count(r"\end{table}") == 5
     assert "±" not in latex.replace("% mean ± sample", "") and r"a $\to$ b" in latex
     assert text.count("=\n") == 5
@@ -87,7 +88,7 @@ def test_confidence_by_hand(made):
         errors = table.spread(np.abs(accuracy - top[0])), table.spread(np.abs(accuracy - top))
         assert line[name].split()[-10:] == ["2.000", "±", "1.000", *" ".join(errors).split(), "3"]
     assert line["b → own test part"].split()[-7:] == ["0.500", "±", "0.000", "0.250", "±", "0.000", "3"]
-    with open("results/table.csv", newline="") as handle:
+    with open(f"results/table_{NAME}.csv", newline="") as handle:
         rows = {(r["variant"], r["label_rate"], r["source"], r["target"]): r for r in csv.DictReader(handle)}
     assert float(rows["forest", "0.5", "a", "b"]["ece_mean"]) == pytest.approx(np.abs(accuracy - top).mean(), abs=1e-6)
     assert rows["copy", "0.5", "a", "b"]["ece_mean"] == rows["copy", "0.5", "a", "b"]["temperature_sd"] == ""
@@ -95,12 +96,13 @@ def test_confidence_by_hand(made):
 
 def test_figures_are_drawn(made):
     names = {path.split("/")[-1] for path in figures.write(made, "pca")}
-    pairs = {f"{kind}_{pair}.png" for kind in ("confusion", "reliability") for pair in ("a_b", "b_a")}
-    assert names == pairs | {"label_rate.png", "ablation.png"}  # nothing was trained
+    pairs = {f"{kind}_{NAME}_{pair}.png" for kind in ("confusion", "reliability") for pair in ("a_b", "b_a")}
+    assert names == pairs | {f"label_rate_{NAME}.png", f"ablation_{NAME}.png"}  # nothing was trained
 
 
 def test_the_losses_and_representations_are_drawn(project):
     reproduce.main(reproduce.get_args(["--seeds", "1", "--jobs", "0", "-g", "cpu", "--projection", "pca"]))
     found = {path.name for path in (project.folder / "results").glob("*.png")}
-    assert found >= {"losses_a.png", "losses_b.png", "representations_a_b.png", "representations_b_a.png"}
+    pairs = {f"{kind}_full_seeds=1_{pair}.png" for kind in ("confusion", "representations") for pair in ("a_b", "b_a")}
+    assert found >= {"losses_full_seeds=1_a.png", "losses_full_seeds=1_b.png"} | pairs
     assert all(path.stat().st_size > 5000 for path in (project.folder / "results").glob("*.png"))

@@ -123,7 +123,7 @@ def test_leave_one_out_makes_each_set_the_target_of_the_others(three, capsys):
     accuracy = {row["target"]: float(row["accuracy"]) for row in rows if not row["baseline"]}
     for target, value in accuracy.items():
         assert f"{value:.3f} / " in lines[target]
-    assert f"{np.mean(list(accuracy.values())):.3f} / " in lines["mean"]
-    assert (three.folder / "results/leave_one_out.png").stat().st_size > 5000
+    assert f"{np.mean(list(accuracy.values())):.3f} / " in lines["mean of all"]
+    assert (three.folder / "results/left_out_leave_one_out_full+forest_seeds=1.png").stat().st_size > 5000
     with pytest.raises(UserError, match="--leave_one_out makes its sources itself"):
         reproduce.main(reproduce.get_args(["--leave_one_out", "--sources", "a"]))
