@@ -11,7 +11,7 @@ GB = 10**9
 @pytest.fixture
 def system(tmp_path):
     """Writes files {path: text} below a folder with 16 GB available; returns what is left by them."""
-    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True, exist_ok=True)
     (tmp_path / "proc/meminfo").write_text(f"MemTotal: 99999999 kB\nMemAvailable: {16 * GB // 1024} kB\n")
 
     def left(cgroup, files):
@@ -50,6 +50,7 @@ def system(tmp_path):
         ),
         ("4:memory:/gone\n", {"memory/memory.limit_in_bytes": f"{5 * GB}", "memory/memory.usage_in_bytes": "0"}, 5),
         ("0::/\n", {"memory.max": None}, 2),  # there, and not to be read
+        ("0::/a\n", {"a/memory.max": f"{9 * GB}"}, 2),  # its usage is not there
         ("0::/\n", {"memory.max": "much\n", "memory.current": "0"}, 2),
         ("0::/\n", {"memory.max": f"{GB}", "memory.current": f"{2 * GB}"}, 0),
         ("no colons", {}, 16),
@@ -57,6 +58,24 @@ def system(tmp_path):
 )
 def test_the_tightest_limit_counts(system, cgroup, files, wanted):
     assert system(cgroup, files) == pytest.approx(wanted * GB, rel=1e-6)
+
+
+def test_a_limit_on_the_address_space_counts_less_what_is_taken(system, monkeypatch, tmp_path):
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda _: (4 * GB, 4 * GB))
+    monkeypatch.setattr(machine.resource, "getpagesize", lambda: 4096)
+    (tmp_path / "proc/self").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "proc/self/statm").write_text(f"{GB // 4096} 7 7 7 0 7 0\n")
+    assert system("0::/\n", {}) == pytest.approx(3 * GB, rel=1e-5)
+    (tmp_path / "proc/self/statm").unlink()
+    assert system("0::/\n", {}) == machine.UNREADABLE
+
+
+def test_a_folder_that_cannot_be_entered_hides_a_limit(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(machine.Path, "read_text", refuse)
+    assert machine.left(tmp_path, "memory.max", "memory.current") == machine.UNREADABLE
 
 
 @pytest.mark.parametrize(
