@@ -33,16 +33,23 @@ def on_interrupt(handler):
     signal.signal(signal.SIGTERM, handler)
 
 
-def run(main, get_args):
-    """Run a script's main(get_args()): a user's mistake gives one line and status 2, Ctrl-C and SIGTERM give 130."""
+def run(main, get_args, several=False):
+    """Run a script's main(get_args()): a user's mistake gives one line and status 2, Ctrl-C and SIGTERM give 130.
+
+    `several`: whether torchrun may start it as several processes.
+    """
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     on_interrupt(interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # where it is not UTF-8, an arrow is a question mark and no traceback
     try:
         try:
-            main(get_args())
+            args = get_args()
+            check_processes(several)
+            main(args)
         except BaseException:
             on_interrupt(signal.SIG_IGN)  # what is left is to say why; torchrun sends SIGTERM just then
             raise
@@ -57,6 +64,9 @@ def run(main, get_args):
         if not process_number():  # torchrun stops the processes that are left when one has died
             why = ": another process has ended, or torchrun was stopped; the same command continues the run"
             print("interrupted" + (why if process_count() > 1 else ""), file=sys.stderr)
+        if process_count() > 1:  # an exit in order would wait for a message to the others
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(130)
         sys.exit(130)
 
 
@@ -85,7 +95,7 @@ def check_processes(several):
             "unset them, or start with torchrun"
         )
     if not several:
-        raise UserError("torchrun is for pretrain.py -mv v1, which several processes can share; leave it out here")
+        raise UserError("torchrun is for pretrain.py, whose training several processes can share; leave it out here")
 
 
 def process_number():
