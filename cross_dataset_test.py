@@ -124,6 +124,7 @@ def main(args):
     engine = fast.engine(args.gpu, args.deterministic, encoder=cfgs[0] if is_v1 else None)
     source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
     column, names = configs.label_names(source_cfg, args.label_index)
+    ledger.check()
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     record = artefacts.load_record(files.classifier(), inference.RECORD_KEYS)
     names = (record and record["config"].get("classes")) or names  # in the order that it was trained with

@@ -18,7 +18,22 @@ from bookkeeping.commands import UserError, warn
 from bookkeeping.configs import data_path, sets_of
 
 PATH = "saved/results.csv"
+FIRST = (
+    "source",
+    "target",
+    "dataset_version",
+    "augment_method",
+    "label_rate",
+    "seed",
+    "windows",
+    "accuracy",
+    "precision_macro",
+    "recall_macro",
+    "f1_macro",
+    "f1_micro",
+)  # a table without these is another one
 PRETRAIN = ("dataset", "dataset_version", "augment_method", "model_version", "train", "mask", "model")
+ARRAYS = ("window", "label", "logits")  # of a file of predictions
 CLASSIFY = ("label_index", "label_rate", "augment_method", "train", "model", "classes")
 
 
@@ -93,7 +108,13 @@ def save_test(npz, pair, settings, result, predictions, confidence=None):
     row |= {key: value for key, value in settings.items() if key not in first}
     row |= {"majority": round(result["majority"], 6)}
     row |= {key: round(value, 6) if isinstance(value, float) else value for key, value in confidence.items()}
-    artefacts.append_row(PATH, row)
+    artefacts.append_row(PATH, row, FIRST)
+
+
+def check():
+    """Raise UserError if the table cannot take a row: before anything is trained or written."""
+    artefacts.check_writable(PATH)
+    read_rows()
 
 
 def shared_users(source, target, version):
@@ -123,28 +144,45 @@ def confidence_columns(found, source_test):
 
 def read_rows(path=PATH):
     """The rows by config_hash, text as it stands; of several with one hash the last. No file is no rows."""
-    rows = artefacts.read_table(path) if Path(path).exists() else []
+    rows = artefacts.read_table(path, FIRST) if Path(path).exists() else []
     return {row["config_hash"]: row for row in rows if row.get("config_hash")}
 
 
 def read_predictions(npz, key):
     """(window, label, logits) of the file `npz`, or None if it is gone or belongs to another row than `key`."""
-    try:
-        with np.load(npz, allow_pickle=False) as saved:
-            if str(saved["config_hash"]) != key:
-                return None
-            return saved["window"], saved["label"], saved["logits"]
-    except FileNotFoundError:
+    found = read_npz(npz)
+    return None if found is None or found["config_hash"] != key else tuple(found[k] for k in ARRAYS)
+
+
+def read_npz(npz):
+    """What save_test kept: {"window": (n,), "label": (n,), "logits": (n, K), "config_hash": text, "temperature": ...}.
+
+    The temperature is None where the file holds probabilities, 1 where an older file has none. None without the file.
+    Raises UserError for a file that is not as it was written.
+    """
+    if not os.path.exists(npz):
         return None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    try:
+        artefacts.check_unpacks(npz)
+        with np.load(npz, allow_pickle=False) as saved:
+            found = {name: saved[name] for name in ARRAYS} | {"config_hash": str(saved["config_hash"])}
+            temperature = float(saved["temperature"]) if "temperature" in saved.files else 1.0
+        window, label, logits = (found[name] for name in ARRAYS)
+        if window.ndim != 1 or window.shape != label.shape or logits.ndim != 2 or len(logits) != len(label):
+            raise ValueError("its arrays don't go together")
+        if any(part.dtype.kind not in "iu" for part in (window, label)) or not np.isfinite(logits).all():
+            raise ValueError("it holds what is no number")
+        if (
+            len(label)
+            and not 0 <= label.min() <= label.max() < logits.shape[1]
+            or not (temperature > 0 or np.isnan(temperature))
+        ):
+            raise ValueError("a label or the temperature is out of range")
+    except Exception as error:  # NumPy and zipfile raise anything on a malformed file
         raise UserError(f"{npz} is not a readable file of predictions ({error}); remove it and repeat") from error
+    return found | {"temperature": None if np.isnan(temperature) else temperature}
 
 
 def read_temperature(npz):
-    """The temperature in a file of predictions that read_predictions found good: None where it holds probabilities.
-
-    1 where an older file has none.
-    """
-    with np.load(npz, allow_pickle=False) as saved:
-        found = float(saved["temperature"]) if "temperature" in saved.files else 1.0
-    return None if np.isnan(found) else found
+    """The temperature in a file of predictions that is there: None where it holds probabilities."""
+    return read_npz(npz)["temperature"]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bookkeeping.artefacts import atomic, check_writable, differing
+from bookkeeping.artefacts import atomic, check_unpacks, check_writable, differing
 from bookkeeping.commands import UserError
 
 COPY_SECONDS = 1  # how much work an interruption may cost
@@ -67,6 +67,7 @@ class Resume:
         if not self.path.exists():
             return None
         try:
+            check_unpacks(self.path)
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             config, state = dict(json.loads(state["config"])), dict(state["state"])
         except Exception as error:  # torch raises anything from KeyError to UnpicklingError

@@ -244,6 +244,7 @@ def test(args, config, column, target, predict, temperature, source):
 
 def main(args):
     config = training(args)
+    ledger.check()
     cfg, rate, method, names = config["train"], config["label_rate"], config["augment_method"], config["classes"]
     engine = plain.engine("cpu" if args.baseline == "forest" else args.gpu, args.deterministic)
     raw, ids, column = labelled_windows(args.dataset, args.dataset_version, args.label_index)

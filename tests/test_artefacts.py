@@ -393,10 +393,10 @@ def test_the_lock_is_held_from_reading_the_table_to_writing_it(tmp_path, monkeyp
 
         return wrapped
 
-    for name in ("read_table", "save_table"):
+    for name in ("read_columns", "save_table"):
         monkeypatch.setattr(artefacts, name, locked(getattr(artefacts, name)))
     artefacts.append_row(path, {"a": 2})
-    assert seen == ["read_table", "save_table"]
+    assert seen == ["read_columns", "save_table"]
 
 
 def test_rows_of_processes_that_append_at_once_are_all_there_and_whole(tmp_path):

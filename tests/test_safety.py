@@ -1,0 +1,176 @@
+"""Never silently wrong: files and folders that are not what the scripts expect, and runs that meet on one of them."""
+
+import errno
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+from bookkeeping import artefacts, ledger, locks
+from bookkeeping.commands import UserError
+from dataset import store
+
+TEST = ("cross_dataset_test", "-d", "a", "-td", "b")
+FOREST = ("experiments.baselines", "-d", "a", "-td", "b", "-b", "forest")
+RESULTS = "saved/results.csv"
+
+
+# ------------------------------------------------------------------------------------------------- the screen
+
+
+def test_a_screen_without_arrows_is_no_traceback():
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+    code = "from bookkeeping import commands; commands.run(lambda _: print('a → b ± 0.1'), lambda: None)"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"a ? b ? 0.1\n", b"")
+
+
+# ------------------------------------------------------------------------------------------------- locks
+
+
+def other_process(path):
+    """A process that holds a lock until it is killed."""
+    code = f"from bookkeeping.locks import locked\nwith locked({str(path)!r}):\n print('held', flush=True); input()"
+    how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    process = subprocess.Popen([sys.executable, "-c", code], **how)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_lock_refuses_another_dies_with_its_process_and_leaves_nothing(tmp_path):
+    path = tmp_path / "new/.lock"
+    process = other_process(path)
+    with pytest.raises(UserError, match="^in use$"), locks.locked(path, "in use"):
+        pass
+    process.kill(), process.communicate()
+    with locks.locked(path, "in use"):
+        with pytest.raises(UserError, match="^in use$"), locks.locked(path, "in use"):
+            pass
+        assert path.exists()
+    assert not list(path.parent.iterdir())
+    with pytest.raises(ValueError), locks.locked(path, "in use"):
+        raise ValueError
+    with locks.locked(path, "in use"):
+        pass
+
+
+def test_who_waits_for_a_lock_gets_it_when_its_file_has_gone(tmp_path):
+    """Many processes add 1 to a number, each reading before and writing after the others'."""
+    code = (
+        "import sys, time\nfrom bookkeeping.locks import locked\n"
+        "for _ in range(15):\n with locked(sys.argv[1] + '.lock'):\n"
+        "  n = int(open(sys.argv[1]).read()); time.sleep(0.001); open(sys.argv[1], 'w').write(str(n + 1))"
+    )
+    (tmp_path / "n").write_text("0")
+    jobs = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "n")], cwd=ROOT) for _ in range(4)]
+    assert [job.wait() for job in jobs] == [0] * 4
+    assert (tmp_path / "n").read_text() == "60" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_a_warning(trained, monkeypatch, capsys, number):
+    def flock(*_):
+        raise OSError(number, "no locks here")
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    locks.warn_once.cache_clear()
+    rows = len(artefacts.read_table(RESULTS))
+    trained.run(*TEST), trained.run(*TEST)
+    assert len(artefacts.read_table(RESULTS)) == rows + 2
+    assert capsys.readouterr().err.count("a file system without locks: run one command at a time") >= 1
+    store.save_entry("new_20_120", {"sr": 20})
+    assert "new_20_120" in artefacts.read_json("dataset/data_config.json", "")
+    assert not list(trained.folder.rglob(".*lock"))
+
+
+# ------------------------------------------------------------------------------------------------- results.csv
+
+
+def test_a_table_that_is_a_link_stays_one(trained):
+    table, real = trained.folder / RESULTS, trained.folder / "elsewhere/all.csv"
+    real.parent.mkdir()
+    table.rename(real)
+    table.symlink_to(real)
+    trained.run(*TEST)
+    assert table.is_symlink() and len(artefacts.read_table(real)) == 2
+    config = trained.folder / "dataset/data_config.json"
+    config.rename(trained.folder / "elsewhere/config.json")
+    config.symlink_to("../elsewhere/config.json")
+    store.save_entry("new_20_120", {"sr": 20})
+    assert config.is_symlink() and "new_20_120" in artefacts.read_json(trained.folder / "elsewhere/config.json", "")
+
+
+@pytest.mark.parametrize(
+    "text", ["name,value\n", "name,value\nx,1\n", "source,target,f1\n", "source\n", ",".join(ledger.FIRST[::-1]) + "\n"]
+)
+@pytest.mark.parametrize("script", [TEST, FOREST], ids=["stage 3", "baselines"])
+def test_a_table_of_somebody_else_is_refused_and_nothing_written(trained, text, script):
+    (trained.folder / RESULTS).write_text(text)
+    before = trained.files()
+    with pytest.raises(UserError, match="results.csv is another table"):
+        trained.run(*script)
+    assert trained.files() == before
+
+
+@pytest.mark.parametrize("text", ["", ",".join(ledger.FIRST) + ",more\n"])
+def test_an_empty_table_is_a_table(trained, text):
+    (trained.folder / RESULTS).write_text(text)
+    trained.run(*TEST)
+    header = (trained.folder / RESULTS).read_text().splitlines()[0]
+    assert header.startswith(",".join(ledger.FIRST) + (",more," if text else ","))
+    assert len(ledger.read_rows()) == 1
+
+
+# ------------------------------------------------------------------------------------------------- bombs
+
+
+def packed(path, size=1 << 26):
+    """The zip archive `path` again, compressed, with a member of `size` zeros more."""
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    first = next(iter(members)).split("/")[0]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in (members | {f"{first}/data/999": bytes(size)}).items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("which", ["masked_6_1.pt", "transformer.pt"])
+def test_a_checkpoint_that_unpacks_to_far_more_than_it_is(trained, which):
+    (path,) = trained.folder.glob(f"saved/*/model_{which}")
+    packed(path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="would unpack to 0.0"):
+        trained.run(*TEST)
+
+
+def test_predictions_and_training_states_that_unpack_to_far_more_than_they_are(trained):
+    (path,) = trained.folder.glob("saved/*/*.npz")
+    key = ledger.read_npz(path)["config_hash"]
+    packed(path)
+    for read in (ledger.read_npz, lambda p: ledger.read_predictions(p, key)):
+        with pytest.raises(UserError, match="is not a readable file of predictions .it would unpack"):
+            read(path)
+    state = trained.folder / "saved/pretrain_base_a_20_120/model_state_6_1.pt"
+    torch.save({"x": torch.zeros(3)}, state)
+    packed(state)
+    with pytest.raises(UserError, match="is not a readable training state"):
+        trained.run("pretrain", "-d", "a")
+
+
+def test_a_header_that_promises_more_than_there_is_takes_no_memory(trained):
+    (path,) = trained.folder.glob("saved/*/*.npz")
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    shape = str(np.load(path)["logits"].shape).encode()
+    assert members["logits.npy"].count(shape) == 1
+    members["logits.npy"] = members["logits.npy"].replace(shape, b"(9999999999999,4)"[: len(shape) + 11])
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match="is not a readable file of predictions"):
+        ledger.read_npz(path)
