@@ -10,13 +10,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Project
+from conftest import PRETRAIN, ROOT, Project
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
 import metrics
 import models
+import pretrain
 import reproduce
-from bookkeeping import artefacts, ledger
+from bookkeeping import artefacts, configs, ledger
 from bookkeeping.commands import UserError
 from experiments import baselines, grid, jobs
 
@@ -254,6 +255,32 @@ def test_variants_are_what_their_names_say(project):
     assert set(made.variants) - set(cfg) == {"cnn", "forest", "end_to_end"}
     with pytest.raises(UserError, match="--variants ful"):
         the_grid("--variants", "ful")
+
+
+def test_an_odd_schedule_has_its_middle_epoch_with_both_losses(project):
+    """As in pretrain.py, where n_epochs_cl is left out."""
+    project.config(
+        "pretrain", {key: value for key, value in PRETRAIN.items() if key != "n_epochs_cl"} | {"n_epochs": 7}
+    )
+    default = configs.read_train_config(pretrain.get_args(["-d", "a"]))
+    made = the_grid("--epochs", "7", "--seeds", "1")
+    assert made.pretrain_config(made.jobs()[0])["train"]["n_epochs_cl"] == default["n_epochs_cl"] == 4
+
+
+def test_classifier_seeds_share_a_pretrained_model_and_nothing_else(project):
+    made = the_grid("--seeds", "2", "--classifier_seeds", "3", "--sources", "a", "--variants", "full", "forest")
+    full = [cell for cell in all_cells(made) if cell.job.variant == "full"]
+    assert len(full) == 6 and len({str(made.pretrain(cell.job)) for cell in full}) == 2
+    assert len({made.classifier_path(cell) for cell in full}) == len({made.key(cell) for cell in full}) == 6
+    forest = [cell for cell in all_cells(made) if cell.job.variant == "forest"]
+    assert [cell.seed for cell in forest] == [3431, 3432, 3433]  # it is trained once: the classifier's seed is all
+
+
+def test_long_jobs_come_first(project):
+    made = the_grid("--variants", "forest", "full", "cnn", "--epochs", "a=4", "b=40", "--seeds", "1")
+    found = made.jobs()
+    assert [(job.source, job.variant) for job in found[:2]] == [("b", "full"), ("a", "full")]
+    assert {job.variant for job in found[2:]} == {"forest", "cnn"} and len(found) == 6
 
 
 def test_the_random_encoder_stays_as_it_was_drawn(project):

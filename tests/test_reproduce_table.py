@@ -106,3 +106,22 @@ def test_the_losses_and_representations_are_drawn(project):
     pairs = {f"{kind}_full_seeds=1_{pair}.png" for kind in ("confusion", "representations") for pair in ("a_b", "b_a")}
     assert found >= {"losses_full_seeds=1_a.png", "losses_full_seeds=1_b.png"} | pairs
     assert all(path.stat().st_size > 5000 for path in (project.folder / "results").glob("*.png"))
+
+
+def test_the_label_rate_shown_is_that_of_the_paper_or_the_largest(made):
+    flags = FLAGS[:4] + ["--label_rates", "0.5", "0.1"]
+    assert table.Results(reproduce.make_grid(reproduce.get_args(flags))).rate == 0.1
+    with open(ledger.PATH, newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["label_rate"] != "0.1"]
+    with open(ledger.PATH, "w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0])
+        writer.writeheader(), writer.writerows(rows)
+    assert table.Results(made).rate == 0.5
+
+
+def test_an_encoder_that_was_only_drawn_has_no_epochs(made):
+    results = table.Results(made)
+    assert table.pretraining_epochs(results) == "pretraining epochs: a 4, b 4"
+    for key in [key for key in results.found if key[0] == "full"]:
+        results.found["random", *key[1:]] = {run: row | {"epochs": "1"} for run, row in results.found[key].items()}
+    assert table.pretraining_epochs(results) == "pretraining epochs: a 4, b 4"
