@@ -217,6 +217,29 @@ def test_a_job_that_fails_does_not_stop_the_others(project, capsys):
     assert [(r["source"], r["target"]) for r in rows()] == [("a", "b")]
 
 
+def test_a_target_that_cannot_be_tested_does_not_stop_the_others(project, capsys):
+    project.dataset("b", 12, activity_label=["sit", "walk", "run", "fly"])
+    project.dataset("c", 12, seed=3)
+    with pytest.raises(SystemExit) as stopped:
+        run("--sources", "a", "--targets", "b", "c", "--seeds", "1", "--no_figures")
+    assert stopped.value.code == 1 and "1 failed:\n  a_full_s3431: -l 0 is activity" in capsys.readouterr().err
+    assert [(r["source"], r["target"]) for r in rows()] == [("a", "c")]
+
+
+def test_what_is_unfinished_or_of_older_data_is_not_current(project):
+    made = the_grid("--seeds", "1", "--sources", "a")
+    (job,) = made.jobs()
+    assert not jobs.is_there(made, job)
+    jobs.call(made.pretrain(job))
+    assert jobs.is_there(made, job)
+    state = made.files(job).pretraining("state", made.weights(job))
+    state.touch()
+    assert not jobs.is_there(made, job)
+    state.unlink()
+    project.dataset("a", 32, seed=9)
+    assert not jobs.is_there(made, job)
+
+
 def test_jobs_side_by_side(project, monkeypatch, capsys):
     made = the_grid("--seeds", "3", "--sources", "a")
     code = "import sys; print('$ python pretrain.py'); print(' 50%|'); "
