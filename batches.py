@@ -3,7 +3,6 @@
 Axes as in augment.py; n training rows (windows with their copies), B of them in a step, 2B visits (both views).
 """
 
-import contextlib
 import itertools
 import math
 import os
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from augment import Copies, Masks, PerRow, draw_masks, make_generator, two_views
+from bookkeeping.machine import available_memory
 from models import draw_keep
 
 SECTION = 1 << 17  # visits drawn at once: all of an epoch up to 65 000 rows, and some 150 MB however many there are
@@ -326,11 +326,4 @@ def free_memory(device):
     """
     if device.type == "cuda":
         return 0.75 * torch.cuda.mem_get_info(device)[0]
-    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, StopIteration):
-        with open("/proc/meminfo") as lines:
-            available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    with contextlib.suppress(OSError, ValueError):  # of a container
-        with open("/sys/fs/cgroup/memory.max") as most, open("/sys/fs/cgroup/memory.current") as used:
-            available = min(available, int(most.read()) - int(used.read()))
-    return 0.5 * available / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return 0.5 * available_memory() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))

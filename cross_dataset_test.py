@@ -37,14 +37,14 @@ def load_target(args, column, names):
         raise UserError(f"-td {target} is one of the sources {', '.join(sources)}; choose another")
     data, labels, entry = utils.load_windows(target, version)
     found, found_names = configs.label_names(entry, args.label_index)
-    if (found, found_names) != (column, names):
+    path = utils.data_path(target, version, "label")
+    ids = utils.in_classes(utils.window_labels(labels, args.label_index, found_names, path), found_names, names)
+    if found != column or ids is None:
         there = f"{found} ({', '.join(found_names)}) in {target}"
         raise UserError(
             f"-l {args.label_index} is {column} ({', '.join(names)}) in {args.dataset}, but {there}; "
             "dataset/data_config.json must name the same classes"
         )
-    path = utils.data_path(target, version, "label")
-    ids = utils.window_labels(labels, args.label_index, names, path)
     rows = np.flatnonzero(ids >= 0)  # a window whose label changes within it has none
     if len(rows) == 0:
         raise UserError(f"{path}: no window has one label throughout; nothing to test on")
@@ -52,8 +52,6 @@ def load_target(args, column, names):
         warn(f"{len(ids) - len(rows)} windows of {target} change their label and are left out")
     if absent := [name for i, name in enumerate(names) if i not in ids[rows]]:
         warn(f"{target} has no window of {', '.join(absent)}: 0 in the macro means")
-    if args.dataset == target:
-        warn(f"{target} is the source too: windows it was trained on are among those tested")
     return data, rows, ids[rows], entry
 
 
@@ -100,11 +98,10 @@ def hash_of(args, files, row, names, record, checkpoint):
     return ledger.config_hash(trained_with, args.dataset, args.target_dataset, args.dataset_version, gyroscope)
 
 
-def load_source(args, engine, files, cfgs, names):
-    """What was trained on the source: (raw windows -> logits, temperature, the row's settings, JSON, config_hash)."""
+def load_source(args, engine, files, cfgs, names, record):
+    """What was trained on the source: (raw windows -> logits, temperature, the row's settings, the encoder's file)."""
     path, again = files.classifier(), inference.again_of(files)
     is_v1 = configs.method_of(args.model_version) == "v1"
-    record = artefacts.load_record(path, inference.RECORD_KEYS)
     row, temperature = settings(args, path, record), inference.recorded_temperature(path, record)
     if temperature is None:
         print(f"temperature 1: none is recorded beside {path} (a released classifier, or one of an older version)")
@@ -116,7 +113,7 @@ def load_source(args, engine, files, cfgs, names):
     logits_of = inference.load_networks(files, engine, checkpoint, cfgs, names, again)
     if record:
         inference.check_made_from(path, record, checkpoint, cfgs[0], again)
-    return logits_of, temperature or 1.0, row, record, checkpoint
+    return logits_of, temperature or 1.0, row, checkpoint
 
 
 def main(args):
@@ -127,10 +124,12 @@ def main(args):
     engine = fast.engine(args.gpu, args.deterministic, encoder=cfgs[0] if is_v1 else None)
     source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
     column, names = configs.label_names(source_cfg, args.label_index)
+    files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
+    record = artefacts.load_record(files.classifier(), inference.RECORD_KEYS)
+    names = (record and record["config"].get("classes")) or names  # in the order that it was trained with
     data, rows, ids, target_cfg = load_target(args, column, names)
     configs.check_fits(cfgs[0], target_cfg)
-    files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
-    logits_of, temperature, row, record, checkpoint = load_source(args, engine, files, cfgs, names)
+    logits_of, temperature, row, checkpoint = load_source(args, engine, files, cfgs, names, record)
 
     windows = torch.tensor(np.asarray(data[rows], dtype=np.float32))
     if args.no_gyroscope:
@@ -143,6 +142,7 @@ def main(args):
     print(metrics.report(f"{args.dataset} -> {target}", result, names), metrics.confidence_report(confidence), sep="\n")
 
     row |= {"gyroscope": "no"} if args.no_gyroscope else {}
+    row |= ledger.shared_users(args.dataset, args.target_dataset, args.dataset_version)
     row["config_hash"] = hash_of(args, files, row, names, record, checkpoint)
     source = record and record.get("source_test")
     ledger.save_test(

@@ -121,7 +121,7 @@ def again_of(files):
     return f"python classifier.py -mv {files.model_version} {flags}"
 
 
-RECORD_KEYS = {"train": dict, "embedding": dict, "label_index": int, "dataset": str}
+RECORD_KEYS = {"train": dict, "embedding": dict, "label_index": int, "dataset": str, "classes": list}
 
 
 def named(dataset=None, version=None, model_version=None, stem=None, source=None, method="v1"):

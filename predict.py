@@ -1,6 +1,6 @@
 """What somebody did, from a recording of their phone or watch: activities over time, with a model already trained.
 
-    python predict.py --raw walk.zip --recordings auto --out walk.csv --figure walk.png
+    python predict.py --raw walk.zip --recordings walk.json --out walk.csv --figure walk.png
 
 reads   the recordings under --raw, as dataset/prepare.py --recordings does (labels may be missing); a trained model:
         the one that comes with the project (saved/ready/), or one of your own named by -mv, -d, -dv, -s and -f
@@ -33,7 +33,7 @@ def get_args(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--raw", type=Path, required=True, help="a recording, a folder of them, or a zip")
-    add("--recordings", default="auto", help="JSON that describes the files, or auto: known apps' exports (default)")
+    add("--recordings", type=Path, required=True, help="JSON that describes the files (docs/data.md)")
     add("--out", type=Path, metavar="FILE.csv", help="write the windows' activities there")
     add("--figure", type=Path, metavar="FILE.png", help="draw the time line there")
     step = a_number(float, lambda x: 1 / inference.RATE <= x <= 3600, "a number of seconds from 0.05 to 3600")

@@ -173,6 +173,16 @@ def window_labels(labels, index, names, where):
     return np.where((column == column[:, :1]).all(1), column[:, 0].astype(np.int64), -1)
 
 
+def in_classes(ids, own, names):
+    """Ids (N,) of a set whose classes are called `own` as those of a model's `names`; None for other classes.
+
+    The same classes in another order are mapped by name; -1, no label, stays.
+    """
+    if sorted(own) != sorted(names):
+        return None
+    return np.array([*map(names.index, own), -1])[ids]
+
+
 def split_windows(count, copies, seed, split_by):
     """Rows of the `copies` x `count` stacked windows for (training, validation, test): shuffled, 80/10/10 %.
 

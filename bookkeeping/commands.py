@@ -66,14 +66,36 @@ def warn(message):
         print(f"warning: {message}", file=sys.stderr)
 
 
+def _variable(name, default):
+    """A whole number of the environment; `default` without it, and where it is none (check_processes says so)."""
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else default
+
+
+def check_processes(several):
+    """Raise UserError where torchrun's variables are set without torchrun, or it runs what does not take `several`."""
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    there = {name: os.environ[name] for name in launcher if os.environ.get(name)}
+    if process_count() == 1 and not process_number() and all(there.get(n, "0").isdecimal() for n in launcher[:2]):
+        return
+    if len(there) < len(launcher) or not all(there[name].isdecimal() for name in launcher[:4]):
+        missing = ", ".join(name for name in launcher if name not in there) or "whole numbers"
+        raise UserError(
+            f"WORLD_SIZE or RANK is set in the environment, but not as torchrun does ({missing} missing): "
+            "unset them, or start with torchrun"
+        )
+    if not several:
+        raise UserError("torchrun is for pretrain.py -mv v1, which several processes can share; leave it out here")
+
+
 def process_number():
     """Which of the processes that torchrun started this is, from 0; 0 without it."""
-    return int(os.environ.get("RANK", 0))
+    return _variable("RANK", 0)
 
 
 def process_count():
     """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _variable("WORLD_SIZE", 1)
 
 
 def a_number(kind, test, wanted):

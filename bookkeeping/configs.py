@@ -261,6 +261,17 @@ def dataset_config(dataset, version):
     return found[0] if len(found) == 1 else together(dict(zip(sets_of(dataset), found, strict=True)), version)
 
 
+def sharing(source, target, version):
+    """The sources that share users with the target: it is one of them, or an entry's "shares_users_with" says so."""
+    entries = dataset_entries()
+
+    def said(name):
+        found = entries.get(f"{name}_{version}", {})
+        return found.get("shares_users_with", []) if isinstance(found, dict) else []
+
+    return [name for name in sets_of(source) if name == target or target in said(name) or name in said(target)]
+
+
 def together(entries, version):
     """One entry for several sets: the label columns that all have, by name, each with the union of their names."""
     first, *others = entries.values()

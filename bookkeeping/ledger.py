@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bookkeeping import artefacts
-from bookkeeping.commands import UserError
+from bookkeeping import artefacts, configs
+from bookkeeping.commands import UserError, warn
 from bookkeeping.configs import data_path, sets_of
 
 PATH = "saved/results.csv"
@@ -94,6 +94,18 @@ def save_test(npz, pair, settings, result, predictions, confidence=None):
     row |= {"majority": round(result["majority"], 6)}
     row |= {key: round(value, 6) if isinstance(value, float) else value for key, value in confidence.items()}
     artefacts.append_row(PATH, row)
+
+
+def shared_users(source, target, version):
+    """The column that says which sources share users with the target, and a warning; {} where none does."""
+    shared = configs.sharing(source, target, version)
+    if not shared:
+        return {}
+    if target in shared:
+        warn(f"{target} is the source too: windows it was trained on are among those tested")
+    else:
+        warn(f"{target} and {' and '.join(shared)} are of the same users: the scores are not those of new users")
+    return {"shared_users": " ".join(shared)}
 
 
 def source_scores(result, keys=("windows", "accuracy", "f1_macro")):

@@ -332,8 +332,6 @@ def read(raw, recordings):
     labels): at 20 Hz, gaps showing in `time`, -1 where a label is none of a class. 'label' and 'activities' may be left
     out. Nothing is written. Raises UserError as `convert` does.
     """
-    if str(recordings) == "auto":
-        raise UserError("--recordings auto: exports are not recognised by themselves; describe the files with a JSON")
     layout = Layout(recordings, labelled=False)
     with open_source(raw, LIMIT, fnmatch.translate(layout.files)) as source:
         for name in sorted(source.matching(fnmatch.translate(layout.files)), key=_file_order):

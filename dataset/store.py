@@ -61,13 +61,18 @@ def save_dataset(name, windows, config, classes=CLASSES, simulated=False):
     save_entry(f"{name}_{VERSION}", entry)
 
 
+SAID = ("shares_users_with",)  # what windows can't tell: it stays in an entry that is written again
+
+
 def save_entry(key, entry):
     """Put `entry` under `key` into dataset/data_config.json of the current folder, if it is not there as it is."""
     with _only_one(CONFIG.parent):
         entries = read_json(find_config(CONFIG), "the data sets' configuration")
         if not isinstance(entries, dict):
             raise UserError(f"{CONFIG} must be a JSON object of data sets")
-        if entries.get(key) == entry:
+        old = entries.get(key)
+        entry = entry | {k: old[k] for k in SAID if k in old} if isinstance(old, dict) else entry
+        if old == entry:
             return
         with atomic(CONFIG) as handle:
             handle.write(_text(entries | {key: entry}).encode())

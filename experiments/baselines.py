@@ -219,7 +219,8 @@ def check_targets(args, targets, column):
             raise UserError(f"--targets {target} is one of the sources {', '.join(sources)}; choose another")
         if target == args.dataset:
             warn(f"{target} is the source too: windows it was trained on are among those tested")
-        if configs.label_names(configs.dataset_config(target, args.dataset_version), args.label_index) != column:
+        found, own = configs.label_names(configs.dataset_config(target, args.dataset_version), args.label_index)
+        if found != column[0] or sorted(own) != sorted(column[1]):
             where = f"in {args.dataset} and in {target}; see dataset/data_config.json"
             raise UserError(f"-l {args.label_index} does not name the same classes {where}")
 
@@ -227,7 +228,8 @@ def check_targets(args, targets, column):
 def test(args, config, target, predict, temperature, source):
     """Score the model on a target, print and keep it; returns the scores. `source` are those on the own test part."""
     version, names = args.dataset_version, config["classes"]
-    data, labels, _ = labelled_windows(target, version, args.label_index)
+    data, labels, (_, own) = labelled_windows(target, version, args.label_index)
+    labels = utils.in_classes(labels, own, names)
     rows = np.flatnonzero(labels >= 0)
     if len(rows) == 0:
         raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
@@ -238,7 +240,7 @@ def test(args, config, target, predict, temperature, source):
     settings = {key: config[key] for key in ("augment_method", "label_rate", "label_index")}
     settings |= {"seed": config["train"]["seed"], "split_by": config["train"]["split_by"]}
     settings |= {"model_version": args.model_version, "save_model": args.save_model, "baseline": args.baseline}
-    settings |= ledger.source_scores(source)
+    settings |= ledger.source_scores(source) | ledger.shared_users(args.dataset, target, version)
     settings["config_hash"] = ledger.config_hash(config, args.dataset, target, version)
     ledger.save_test(
         stem_path(args, f"_{target}.npz"),

@@ -281,7 +281,7 @@ def test_the_example_of_the_docs_runs(v2_trained):
 
 def test_which_model_the_flags_name():
     def named(*flags):
-        args = predict.get_args(["--raw", "x", *flags])
+        args = predict.get_args(["--raw", "x", "--recordings", "x.json", *flags])
         of_data = args.dataset, args.dataset_version
         return inference.named(*of_data, args.model_version, args.save_model, args.model_file)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSIFIER, ENCODER, make_windows
+from conftest import ACTIVITIES, CLASSIFIER, ENCODER, make_windows
 
 import augment
 import classifier
@@ -152,6 +152,16 @@ def test_windows_whose_label_changes_are_left_out(project):
     (row,) = artefacts.read_table("saved/results.csv")
     window = ledger.read_predictions("saved/baseline_forest_a_20_120/model_b.npz", row["config_hash"])[0]
     assert row["windows"] == "11" and window.tolist() == [i for i in range(12) if i != 3]
+
+
+def test_a_targets_classes_are_matched_by_name(project):
+    flags = ["-d", "a", "-td", "b", "-b", "forest", "-lr", 0.5]
+    first = project.run("experiments.baselines", *flags)
+    data, labels = make_windows(12, seed=2)
+    labels[:, :, 0] = 3 - labels[:, :, 0]
+    project.dataset("b", data=data, labels=labels, activity_label=ACTIVITIES[::-1])
+    second = project.run("experiments.baselines", *flags)
+    assert first == second and np.std(np.sum(first["b"]["confusion"], 0)) > 0  # in another order it would be another
 
 
 def test_the_cnn_learns(project):

@@ -21,7 +21,7 @@ from tqdm import tqdm
 import metrics
 import utils
 from augment import make_generator
-from bookkeeping import artefacts, commands, configs
+from bookkeeping import artefacts, configs
 from bookkeeping.commands import LABEL_RATE, UserError
 from bookkeeping.resume import Resume
 from v2.invariants import represent
@@ -114,8 +114,6 @@ def settings(args):
         raise UserError(f"-am {args.augument_method}: -mv {version} {how}")
     if args.model_file:
         raise UserError(f"-f {args.model_file}: -mv {version} starts from no pretrained model; leave -f out")
-    if commands.process_count() > 1:
-        raise UserError(f"-mv {version} trains in one process: leave torchrun out")
     entry = configs.dataset_config(args.dataset, args.dataset_version)
     return {
         "dataset": args.dataset,
