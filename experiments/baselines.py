@@ -32,7 +32,7 @@ import plain
 import utils
 from augment import augment_copies, copy_count, instance_norm, make_generator
 from bookkeeping import artefacts, configs, ledger
-from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, add_abstain, make_parser, run
+from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, a_name, add_abstain, make_parser, run, warn
 from classifier import train_epoch
 from models import Classifier, Transformer
 
@@ -42,7 +42,7 @@ MODELS = ("cnn", "forest", "end_to_end")
 def get_args(argv=None):
     parser = make_parser(__doc__, train_cfg="config/train.json")
     parser.add_argument("-b", "--baseline", choices=MODELS, default="cnn", help="which model (default cnn)")
-    parser.add_argument("--targets", nargs="+", help="target data sets (default: that of -td)")
+    parser.add_argument("--targets", nargs="+", type=a_name, help="target data sets (default: that of -td)")
     add_abstain(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return configs.parse(parser, argv)
@@ -211,14 +211,25 @@ def fit(args, config, engine, sizes, labelled, val):
     return predict, temperature
 
 
-def test(args, config, column, target, predict, temperature, source):
+def check_targets(args, targets, column):
+    """Refuse, before anything is trained, a target that is one of several sources or that has other classes."""
+    sources = utils.sets_of(args.dataset)
+    for target in targets:
+        if len(sources) > 1 and target in sources:
+            raise UserError(f"--targets {target} is one of the sources {', '.join(sources)}; choose another")
+        if target == args.dataset:
+            warn(f"{target} is the source too: windows it was trained on are among those tested")
+        found, own = configs.label_names(configs.dataset_config(target, args.dataset_version), args.label_index)
+        if found != column[0] or sorted(own) != sorted(column[1]):
+            where = f"in {args.dataset} and in {target}; see dataset/data_config.json"
+            raise UserError(f"-l {args.label_index} does not name the same classes {where}")
+
+
+def test(args, config, target, predict, temperature, source):
     """Score the model on a target, print and keep it; returns the scores. `source` are those on the own test part."""
     version, names = args.dataset_version, config["classes"]
-    data, labels, target_column = labelled_windows(target, version, args.label_index)
-    labels = utils.in_classes(labels, target_column[1], names)
-    if target_column[0] != column[0] or labels is None:
-        where = f"in {args.dataset} and in {target}; see dataset/data_config.json"
-        raise UserError(f"-l {args.label_index} does not name the same classes {where}")
+    data, labels, (_, own) = labelled_windows(target, version, args.label_index)
+    labels = utils.in_classes(labels, own, names)
     rows = np.flatnonzero(labels >= 0)
     if len(rows) == 0:
         raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
@@ -248,6 +259,8 @@ def main(args):
     cfg, rate, method, names = config["train"], config["label_rate"], config["augment_method"], config["classes"]
     engine = plain.engine("cpu" if args.baseline == "forest" else args.gpu, args.deterministic)
     raw, ids, column = labelled_windows(args.dataset, args.dataset_version, args.label_index)
+    targets = args.targets or [args.target_dataset]
+    check_targets(args, targets, column)
 
     copies = copy_count(method)
     windows, ids = augment_copies(raw, method, cfg["seed"]), np.tile(ids, copies)
@@ -267,8 +280,7 @@ def main(args):
     source = metrics.scores(ids[rest], logits.argmax(1), len(names)) | metrics.errors(logits, ids[rest], temperature)
     print(metrics.report(f"{args.dataset}, test part", source, names))
     print(metrics.confidence_report(source | {"temperature": temperature}))
-    targets = args.targets or [args.target_dataset]
-    return {target: test(args, config, column, target, predict, temperature, source) for target in targets}
+    return {target: test(args, config, target, predict, temperature, source) for target in targets}
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def plain_ece(probabilities, labels, bins):
 # -------------------------------------------------------------------------------------------- temperature
 
 
-@pytest.mark.parametrize("scale", [0.4, 1, 2.5, 10])
+@pytest.mark.parametrize("scale", [0.06, 0.4, 1, 2.5, 10, 19])
 def test_the_temperature_undoes_a_known_miscalibration(scale):
     logits, labels = generated()
     found = metrics.fit_temperature(scale * logits, labels)
@@ -94,10 +94,10 @@ def test_where_the_likelihood_has_no_minimum_within_the_bounds():
     logits, labels = generated(200)
     assert metrics.fit_temperature(logits, logits.argmax(1)) == 1  # all right: the set says nothing about errors
     assert metrics.fit_temperature(np.zeros((5, 3)), np.arange(5) % 3) == 1
-    assert metrics.fit_temperature(logits, logits.argmin(1)) == metrics.HIGHEST
+    assert metrics.fit_temperature(logits, logits.argmin(1)) == metrics.HIGHEST == 20
     mostly = logits.argmax(1)
     mostly[0] = logits[0].argmin()
-    assert metrics.fit_temperature(1e-4 * logits, mostly) == metrics.LOWEST
+    assert metrics.fit_temperature(1e-4 * logits, mostly) == metrics.LOWEST == 0.05
 
 
 @pytest.mark.parametrize(

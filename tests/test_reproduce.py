@@ -10,13 +10,14 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, Project
+from conftest import PRETRAIN, ROOT, Project
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_score, recall_score
 
 import metrics
 import models
+import pretrain
 import reproduce
-from bookkeeping import artefacts, ledger
+from bookkeeping import artefacts, configs, ledger
 from bookkeeping.commands import UserError
 from experiments import baselines, grid, jobs
 
@@ -216,6 +217,29 @@ def test_a_job_that_fails_does_not_stop_the_others(project, capsys):
     assert [(r["source"], r["target"]) for r in rows()] == [("a", "b")]
 
 
+def test_a_target_that_cannot_be_tested_does_not_stop_the_others(project, capsys):
+    project.dataset("b", 12, activity_label=["sit", "walk", "run", "fly"])
+    project.dataset("c", 12, seed=3)
+    with pytest.raises(SystemExit) as stopped:
+        run("--sources", "a", "--targets", "b", "c", "--seeds", "1", "--no_figures")
+    assert stopped.value.code == 1 and "1 failed:\n  a_full_s3431: -l 0 is activity" in capsys.readouterr().err
+    assert [(r["source"], r["target"]) for r in rows()] == [("a", "c")]
+
+
+def test_what_is_unfinished_or_of_older_data_is_not_current(project):
+    made = the_grid("--seeds", "1", "--sources", "a")
+    (job,) = made.jobs()
+    assert not jobs.is_there(made, job)
+    jobs.call(made.pretrain(job))
+    assert jobs.is_there(made, job)
+    state = made.files(job).pretraining("state", made.weights(job))
+    state.touch()
+    assert not jobs.is_there(made, job)
+    state.unlink()
+    project.dataset("a", 32, seed=9)
+    assert not jobs.is_there(made, job)
+
+
 def test_jobs_side_by_side(project, monkeypatch, capsys):
     made = the_grid("--seeds", "3", "--sources", "a")
     code = "import sys; print('$ python pretrain.py'); print(' 50%|'); "
@@ -254,6 +278,32 @@ def test_variants_are_what_their_names_say(project):
     assert set(made.variants) - set(cfg) == {"cnn", "forest", "end_to_end"}
     with pytest.raises(UserError, match="--variants ful"):
         the_grid("--variants", "ful")
+
+
+def test_an_odd_schedule_has_its_middle_epoch_with_both_losses(project):
+    """As in pretrain.py, where n_epochs_cl is left out."""
+    project.config(
+        "pretrain", {key: value for key, value in PRETRAIN.items() if key != "n_epochs_cl"} | {"n_epochs": 7}
+    )
+    default = configs.read_train_config(pretrain.get_args(["-d", "a"]))
+    made = the_grid("--epochs", "7", "--seeds", "1")
+    assert made.pretrain_config(made.jobs()[0])["train"]["n_epochs_cl"] == default["n_epochs_cl"] == 4
+
+
+def test_classifier_seeds_share_a_pretrained_model_and_nothing_else(project):
+    made = the_grid("--seeds", "2", "--classifier_seeds", "3", "--sources", "a", "--variants", "full", "forest")
+    full = [cell for cell in all_cells(made) if cell.job.variant == "full"]
+    assert len(full) == 6 and len({str(made.pretrain(cell.job)) for cell in full}) == 2
+    assert len({made.classifier_path(cell) for cell in full}) == len({made.key(cell) for cell in full}) == 6
+    forest = [cell for cell in all_cells(made) if cell.job.variant == "forest"]
+    assert [cell.seed for cell in forest] == [3431, 3432, 3433]  # it is trained once: the classifier's seed is all
+
+
+def test_long_jobs_come_first(project):
+    made = the_grid("--variants", "forest", "full", "cnn", "--epochs", "a=4", "b=40", "--seeds", "1")
+    found = made.jobs()
+    assert [(job.source, job.variant) for job in found[:2]] == [("b", "full"), ("a", "full")]
+    assert {job.variant for job in found[2:]} == {"forest", "cnn"} and len(found) == 6
 
 
 def test_the_random_encoder_stays_as_it_was_drawn(project):

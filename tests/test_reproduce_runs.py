@@ -6,10 +6,11 @@ import json
 import numpy as np
 import pytest
 from conftest import ROOT, make_windows
+from sklearn.metrics import confusion_matrix
 
 import metrics
 import reproduce
-from bookkeeping import artefacts, ledger
+from bookkeeping import artefacts, ledger, plots
 from bookkeeping.commands import UserError
 from experiments import baselines, figures, grid, table
 
@@ -176,7 +177,8 @@ def made_up(project, K, names, flags=()):
         settings = {"augment_method": "channel_aug", "label_rate": cell.rate, "seed": cell.seed}
         settings |= {"config_hash": result.key(cell), "pretrain_seed": cell.job.seed, "epochs": 4}
         pair, scores = (cell.job.source, cell.target, "20_120"), metrics.scores(y, logits.argmax(1), K)
-        ledger.save_test(result.predictions(cell), pair, settings, scores, (np.arange(len(y)), y, logits))
+        confidence = ledger.confidence_columns(metrics.assess(logits, y, 2.0), None)
+        ledger.save_test(result.predictions(cell), pair, settings, scores, (np.arange(len(y)), y, logits), confidence)
     return table.Results(result)
 
 
@@ -184,13 +186,20 @@ def overlap(one, other):
     return one.x0 < other.x1 and other.x0 < one.x1 and one.y0 < other.y1 and other.y0 < one.y1
 
 
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that would be saved."""
+    found = []
+    monkeypatch.setattr(figures.plots, "save", lambda figure, path: found.append(figure))
+    yield found
+    plots.plt.close("all")
+
+
 @pytest.mark.parametrize("K", [4, 7, 30])
-def test_the_confusion_matrix_can_be_read(project, monkeypatch, K):
+def test_the_confusion_matrix_can_be_read(project, drawn, K):
     """No number is wider or higher than its square, no name stands on another; each is of a size that can be read."""
     names = [f"activity & {'long ' * (i % 3)}{i}" for i in range(K)]
-    results, drawn = made_up(project, K, names), []
-    monkeypatch.setattr(figures.plots, "save", lambda figure, path: drawn.append(figure))
-    figures.confusion(results, "full", "a", "b", [])
+    figures.confusion(made_up(project, K, names), "full", "a", "b", [])
     (figure,) = drawn
     figure.canvas.draw()
     (axis,), renderer = figure.axes, figure.canvas.get_renderer()
@@ -209,6 +218,29 @@ def test_the_confusion_matrix_can_be_read(project, monkeypatch, K):
     else:
         boxes = [label.get_window_extent(renderer) for label in labels]
         assert not any(overlap(*two) for two in itertools.pairwise(boxes))
+
+
+def test_squares_and_titles_are_those_of_the_predictions(project, drawn):
+    results = made_up(project, 4, list("wxyz"))
+    figures.confusion(results, "full", "a", "b", []), figures.reliability(results, "full", "a", "b", [])
+    saved = figures.saved_predictions(results, "full", "a", "b")
+    counts = np.mean([confusion_matrix(labels, logits.argmax(1)) for labels, logits, _ in saved], axis=0)
+    squares = {tuple(map(int, text.get_position()))[::-1]: text.get_text() for text in drawn[0].axes[0].texts}
+    for (true, predicted), count in np.ndenumerate(counts):
+        assert squares[true, predicted] == f"{count / counts[true].sum():.0%}\n{count:.0f}"
+    for axis, temperature in zip(drawn[1].axes, (1.0, 2.0), strict=False):
+        errors = [metrics.ece(metrics.probabilities(logits, temperature), labels) for labels, logits, _ in saved]
+        assert axis.get_title().endswith(f"ECE {metrics.spread(errors)}")
+
+
+def test_a_band_is_one_sample_standard_deviation_wide(drawn):
+    axis = plots.plt.figure().subplots()
+    values = np.array([[1.0, 2.0], [3.0, 2.5]])
+    line = figures.band(axis, [0, 1], values, "x")
+    edges = axis.collections[0].get_paths()[0].vertices
+    assert line.get_ydata().tolist() == [2, 2.25]
+    assert edges[edges[:, 0] == 0][:, 1].max() == pytest.approx(2 + np.std([1, 3], ddof=1))
+    assert edges[edges[:, 0] == 1][:, 1].min() == pytest.approx(2.25 - np.std([2, 2.5], ddof=1))
 
 
 @pytest.fixture

@@ -106,3 +106,17 @@ def test_the_losses_and_representations_are_drawn(project):
     pairs = {f"{kind}_full_seeds=1_{pair}.png" for kind in ("confusion", "representations") for pair in ("a_b", "b_a")}
     assert found >= {"losses_full_seeds=1_a.png", "losses_full_seeds=1_b.png"} | pairs
     assert all(path.stat().st_size > 5000 for path in (project.folder / "results").glob("*.png"))
+
+
+def test_the_label_rate_shown_is_the_papers_or_else_the_largest(made, monkeypatch):
+    assert table.Results(made).rate == 0.1
+    monkeypatch.setattr(table, "RATE", 0.3)
+    assert table.Results(made).rate == 0.5
+
+
+def test_an_encoder_that_was_only_drawn_has_no_epochs(made):
+    results = table.Results(made)
+    assert table.pretraining_epochs(results) == "pretraining epochs: a 4, b 4"
+    for key in [key for key in results.found if key[0] == "full"]:
+        results.found["random", *key[1:]] = {run: row | {"epochs": "1"} for run, row in results.found[key].items()}
+    assert table.pretraining_epochs(results) == "pretraining epochs: a 4, b 4"
