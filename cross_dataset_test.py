@@ -65,8 +65,6 @@ def settings(args, path, record):
     if record and args.train_cfg:
         same = {key: cfg[key] for key in cfg if key != "seed"}
         artefacts.check_same(f"{path}, which -t {args.train_cfg} contradicts,", recorded, same)
-    if record and config["label_index"] != args.label_index:
-        raise UserError(f"-l {args.label_index} contradicts {path}, made with -l {config['label_index']}")
     default = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS)
     method, rate = config.get("augment_method"), config.get("label_rate")
     return {
@@ -100,7 +98,7 @@ def hash_of(args, files, row, names, record, checkpoint):
 
 def load_source(args, engine, files, cfgs, names, record):
     """What was trained on the source: (raw windows -> logits, temperature, the row's settings, the encoder's file)."""
-    path, again = files.classifier(), inference.again_of(files)
+    path, again = files.classifier(), inference.again_of(vars(args))
     is_v1 = configs.method_of(args.model_version) == "v1"
     row, temperature = settings(args, path, record), inference.recorded_temperature(path, record)
     if temperature is None:
@@ -110,7 +108,7 @@ def load_source(args, engine, files, cfgs, names, record):
     weights = row.pop("loss_weights")
     row |= dict(zip(("lambda1", "lambda2"), weights.split("_"), strict=True))
     checkpoint = files.checkpoint(weights) if is_v1 else None  # v2 is not pretrained
-    logits_of = inference.load_networks(files, engine, checkpoint, cfgs, names, again)
+    logits_of = inference.load_networks(files, engine, checkpoint, cfgs, names, vars(args))
     if record:
         inference.check_made_from(path, record, checkpoint, cfgs[0], again)
     return logits_of, temperature or 1.0, row, checkpoint
@@ -127,7 +125,10 @@ def main(args):
     ledger.check()
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     record = artefacts.load_record(files.classifier(), inference.RECORD_KEYS)
-    names = (record and record["config"].get("classes")) or names  # in the order that it was trained with
+    if record and record["config"]["label_index"] != args.label_index:
+        was = record["config"]["label_index"]
+        raise UserError(f"-l {args.label_index} contradicts {files.classifier()}, made with -l {was}")
+    names = record["config"]["classes"] if record else names  # in the order that it was trained with
     data, rows, ids, target_cfg = load_target(args, column, names)
     configs.check_fits(cfgs[0], target_cfg)
     logits_of, temperature, row, checkpoint = load_source(args, engine, files, cfgs, names, record)

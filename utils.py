@@ -9,7 +9,7 @@ import torch
 
 from bookkeeping.artefacts import fingerprint, load_npy, load_record
 from bookkeeping.commands import UserError, warn
-from bookkeeping.configs import data_path, dataset_config, joined_name, label_columns, label_names, sets_of
+from bookkeeping.configs import data_path, dataset_config, how_to_make, joined_name, label_columns, label_names, sets_of
 
 # ------------------------------------------------------------------------------------------- a run's files
 
@@ -129,7 +129,7 @@ def load_set(dataset, version):
     """
     config = dataset_config(dataset, version)
     paths = [data_path(dataset, version, kind) for kind in ("data", "label")]
-    hint = f"make it with: python dataset/prepare.py -d {dataset}"
+    hint = how_to_make(dataset, version)
     data, labels = (load_npy(path, hint) for path in paths)
     record = load_record(paths[0])  # none beside a released file
     if record and record.get("label_fingerprint") != fingerprint(paths[1]):

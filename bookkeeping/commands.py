@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import shlex
 import signal
 import sys
 
@@ -138,6 +139,41 @@ def a_source(text):
     if len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r} names a data set twice")
     return "+".join(names)
+
+
+REPEATED = {  # the flags that a command in a message takes over: (flag, what it is without it, scripts that read it)
+    "dataset": ("-d", None, "pretrain embedding classifier cross_dataset_test"),
+    "dataset_version": ("-dv", "20_120", "pretrain embedding classifier cross_dataset_test"),
+    "model_version": ("-mv", "v1", "pretrain embedding classifier cross_dataset_test"),
+    "save_model": ("-s", "model", "pretrain embedding classifier cross_dataset_test"),
+    "model_file": ("-f", None, "embedding classifier cross_dataset_test"),
+    "train_cfg": ("-t", None, "pretrain embedding classifier cross_dataset_test"),
+    "mask_cfg": ("-a", "config/mask.json", "pretrain"),
+    "augument_method": ("-am", None, "pretrain embedding classifier"),
+    "label_index": ("-l", 0, "classifier cross_dataset_test"),
+    "label_rate": ("-lr", None, "classifier"),
+    "seed": ("--seed", None, "pretrain embedding classifier cross_dataset_test"),
+    "gpu": ("-g", None, "pretrain embedding classifier cross_dataset_test"),
+}
+
+
+def again(script, flags):
+    """The command that runs a stage's script, for messages: `flags` ({name: value}, vars(args)) as the user gave them.
+
+    Those that mean nothing there are left out: -t and --seed are of pretraining or of the classifier, and what the
+    other stages call -f, or -s without it, is what pretrain.py calls -s.
+    """
+    pretraining = script in ("pretrain", "embedding")
+    flags = dict(flags)
+    if script == "pretrain":
+        flags["save_model"] = flags.get("model_file") or flags.get("save_model")
+    if (flags.get("default_train_cfg") == "config/pretrain.json") != pretraining:
+        flags |= {"train_cfg": None, "seed": None}
+    command = ["python", f"{script}.py"]
+    for name, (flag, default, scripts) in REPEATED.items():
+        if script in scripts.split() and flags.get(name) not in (None, default):
+            command += [flag, str(flags[name])]
+    return shlex.join(command)
 
 
 def add_abstain(parser):

@@ -9,10 +9,11 @@ import os
 from pathlib import Path
 
 from bookkeeping.artefacts import read_json
-from bookkeeping.commands import AUGMENTATION, UserError, warn
+from bookkeeping.commands import AUGMENTATION, UserError, again, warn
 
 HERE = Path(__file__).resolve().parents[1]
 REQUIRED = object()
+PREPARED = {name: name for name in ("uci", "motion", "shoaib", "hhar", "dsads", "uschad", "sim")} | {"uci20": "sim"}
 READERS = {}  # method of a model version: (reader of its encoder's entry, of its classifier's); v2/ adds its own
 
 
@@ -188,8 +189,8 @@ def method_of(version):
 def refuse_v2(args):
     """Raise UserError for -mv v2 where a model is pretrained or its representation asked for: v2 has neither."""
     if method_of(args.model_version) == "v2":
-        flags = f"-mv {args.model_version} -d {args.dataset}"
-        raise UserError(f"-mv {args.model_version} learns from labels alone; go on with: python classifier.py {flags}")
+        then = again("classifier", vars(args) | {"model_file": None, "augument_method": None})
+        raise UserError(f"-mv {args.model_version} learns from labels alone; go on with: {then}")
 
 
 def read_encoder_config(version):
@@ -237,6 +238,15 @@ def sets_of(dataset):
 def data_path(dataset, version, kind="data"):
     """dataset/uci/data_20_120.npy, or the labels' with the kind "label"."""
     return Path("dataset") / dataset / f"{kind}_{version}.npy"
+
+
+def how_to_make(dataset, version):
+    """What to do about windows that are missing or malformed, for messages."""
+    if version != "20_120":
+        return f"dataset/prepare.py makes 20_120, not {version}: put your own there, or choose another -dv"
+    if dataset in PREPARED:
+        return f"make it with: python dataset/prepare.py -d {PREPARED[dataset]}"
+    return f"put it there, or make it with: python dataset/prepare.py -d {dataset} --raw FOLDER --recordings FILE.json"
 
 
 def dataset_entries(path="dataset/data_config.json"):
@@ -300,6 +310,11 @@ def label_columns(config):
     columns = {key.removesuffix("_label_index"): config[key] for key in config if key.endswith("_label_index")}
     columns = {name: index for name, index in columns.items() if isinstance(index, int) and index != -1}
     return dict(sorted(columns.items(), key=lambda item: item[1]))
+
+
+def described(config):
+    """What an entry's label columns are: {name: {"index": column, "names": of its ids}}."""
+    return {name: {"index": i, "names": label_names(config, i)[1]} for name, i in label_columns(config).items()}
 
 
 def label_names(config, index, where="dataset/data_config.json"):

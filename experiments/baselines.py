@@ -7,7 +7,7 @@ writes  saved/baseline_cnn_uci_20_120/model.pt, a JSON and the losses (CSV) besi
         the predictions (model_motion.npz) for each target
 
 -b cnn         a small 1-D CNN on instance-normalised windows
--b forest      a random forest on simple statistics of the windows (scikit-learn); it keeps no model file
+-b forest      a random forest on simple statistics of the windows (scikit-learn); of it the JSON alone is kept
 -b end_to_end  CrossHAR's encoder and classifier, trained together from random weights
 
 The labelled windows are those that classifier.py picks for the same -lr, --seed, -am and config/train.json, copies
@@ -32,7 +32,8 @@ import plain
 import utils
 from augment import augment_copies, copy_count, instance_norm, make_generator
 from bookkeeping import artefacts, configs, ledger
-from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, a_name, add_abstain, make_parser, run, warn
+from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, a_name, add_abstain, make_parser, run
+from bookkeeping.stems import replacing
 from classifier import train_epoch
 from models import Classifier, Transformer
 
@@ -44,6 +45,7 @@ def get_args(argv=None):
     parser.add_argument("-b", "--baseline", choices=MODELS, default="cnn", help="which model (default cnn)")
     parser.add_argument("--targets", nargs="+", type=a_name, help="target data sets (default: that of -td)")
     add_abstain(parser)
+    parser.add_argument("--restart", action="store_true", help="replace a baseline of other labels")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return configs.parse(parser, argv)
 
@@ -198,14 +200,15 @@ def build(args, config):
 
 def fit(args, config, engine, sizes, labelled, val):
     """Train the model of -b on (windows, labels) pairs; returns (windows -> logits or probabilities, temperature)."""
+    made_from = utils.Files(args.dataset, args.dataset_version).data("data", "label")
     if args.baseline == "forest":
+        artefacts.save_json(stem_path(args, ".json"), artefacts.make_record(config, made_from, "cpu"))
         return fit_forest(*labelled, len(config["classes"]), config["train"]["seed"]), None
     torch.manual_seed(config["train"]["seed"])
     model = build(args, config).to(engine.device)
     predict, history, epoch = fit_network(engine, model, config["train"], sizes, *labelled, *val, args.quiet)
     temperature = metrics.fit_temperature(predict(val[0]), val[1])
     artefacts.save_table(stem_path(args, "_losses.csv"), history)
-    made_from = utils.Files(args.dataset, args.dataset_version).data("data", "label")
     record = artefacts.make_record(config, made_from, str(engine.device), epoch=epoch, temperature=temperature)
     artefacts.save_state(stem_path(args, ".pt"), model.state_dict(), record)
     return predict, temperature
@@ -217,8 +220,6 @@ def check_targets(args, targets, column):
     for target in targets:
         if len(sources) > 1 and target in sources:
             raise UserError(f"--targets {target} is one of the sources {', '.join(sources)}; choose another")
-        if target == args.dataset:
-            warn(f"{target} is the source too: windows it was trained on are among those tested")
         found, own = configs.label_names(configs.dataset_config(target, args.dataset_version), args.label_index)
         if found != column[0] or sorted(own) != sorted(column[1]):
             where = f"in {args.dataset} and in {target}; see dataset/data_config.json"
@@ -275,12 +276,15 @@ def main(args):
     def take(rows):
         return windows[rows], torch.from_numpy(ids[rows])
 
-    predict, temperature = fit(args, config, engine, sizes, take(labelled), take(val))
-    logits = predict(windows[rest])
-    source = metrics.scores(ids[rest], logits.argmax(1), len(names)) | metrics.errors(logits, ids[rest], temperature)
-    print(metrics.report(f"{args.dataset}, test part", source, names))
-    print(metrics.confidence_report(source | {"temperature": temperature}))
-    return {target: test(args, config, target, predict, temperature, source) for target in targets}
+    with replacing(stem_path(args, ".pt"), config, args.restart):
+        predict, temperature = fit(args, config, engine, sizes, take(labelled), take(val))
+        logits = predict(windows[rest])
+        source = metrics.scores(ids[rest], logits.argmax(1), len(names)) | metrics.errors(
+            logits, ids[rest], temperature
+        )
+        print(metrics.report(f"{args.dataset}, test part", source, names))
+        print(metrics.confidence_report(source | {"temperature": temperature}))
+        return {target: test(args, config, target, predict, temperature, source) for target in targets}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Never silently wrong: files and folders that are not what the scripts expect, and runs that meet on one of them."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -9,11 +10,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import CLASSIFIER, ENCODER, PRETRAIN, ROOT, TRAIN
 
-from bookkeeping import artefacts, ledger, locks
+from bookkeeping import artefacts, configs, ledger, locks
 from bookkeeping.commands import UserError
-from dataset import store
+from dataset import prepare, store
 
 TEST = ("cross_dataset_test", "-d", "a", "-td", "b")
 FOREST = ("experiments.baselines", "-d", "a", "-td", "b", "-b", "forest")
@@ -174,3 +175,163 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(trained):
             archive.writestr(name, content)
     with pytest.raises(UserError, match="is not a readable file of predictions"):
         ledger.read_npz(path)
+
+
+# ------------------------------------------------------------------------------------------------- stems
+
+STAGES = {
+    "pretrain": ("pretrain", "-d", "a"),
+    "embedding": ("embedding", "-d", "a"),
+    "classifier": ("classifier", "-d", "a", "-lr", 0.5),
+    "baselines": ("experiments.baselines", "-d", "a", "-td", "b", "-b", "cnn", "-lr", 0.5),
+    "forest": (*FOREST, "-lr", 0.5),
+}
+ARTEFACT = {
+    "pretrain": "saved/pretrain_base_a_20_120/model_masked_6_1.pt",
+    "embedding": "embed/embed_a_20_120.npy",
+    "classifier": "saved/classifier_base_transformer_a_20_120/model_transformer.pt",
+    "baselines": "saved/baseline_cnn_a_20_120/model.pt",
+    "forest": "saved/baseline_forest_a_20_120/model.pt",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_same_command_replaces_without_a_word_and_another_seed_with_one(trained, capsys, stage):
+    trained.run(*STAGES[stage]), trained.run(*STAGES[stage])
+    assert "replacing" not in capsys.readouterr().out
+    if stage == "embedding":  # whose seed is the pretrained model's
+        trained.run("pretrain", "-d", "a", "--seed", 7)
+        capsys.readouterr()
+        trained.run(*STAGES[stage])
+    else:
+        trained.run(*STAGES[stage], "--seed", 7)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("replacing")]
+    assert line.startswith(f"replacing {ARTEFACT[stage]}: ") and "seed (5 then, 7 now)" in line
+
+
+@pytest.mark.parametrize("stage", ["classifier", "baselines", "forest"])
+@pytest.mark.parametrize("changed", ["column", "names"])
+def test_another_label_column_or_class_list_is_refused_without_restart(trained, capsys, stage, changed):
+    trained.run(*STAGES[stage])
+    command, key = [*STAGES[stage], "-l", 1], "label_index"
+    if changed == "names":
+        command, key = STAGES[stage], "classes"
+        for name, count, seed in (("a", 32, 1), ("b", 12, 2)):
+            trained.dataset(name, count, seed=seed, activity_label=["walking", "upstairs", "downstairs", "sitting"])
+        trained.run("embedding", "-d", "a")
+    before = trained.files()
+    with pytest.raises(UserError, match=f"was made for other labels: {key} .*; choose another -s, or give --restart"):
+        trained.run(*command)
+    assert trained.files() == before
+    capsys.readouterr()
+    trained.run(*command, "--restart")
+    assert key in capsys.readouterr().out.partition("replacing")[2].splitlines()[0]
+
+
+def test_a_released_file_is_replaced_with_a_line(trained, capsys):
+    (trained.folder / ARTEFACT["pretrain"]).with_suffix(".json").unlink()
+    trained.run(*STAGES["pretrain"])
+    assert f"replacing {ARTEFACT['pretrain']}, of which no JSON says how" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_runs_on_one_stem(trained, stage):
+    folder, name = os.path.split(ARTEFACT[stage])
+    before = trained.files()
+    process = other_process(trained.folder / folder / f".{name}.lock")
+    try:
+        with pytest.raises(UserError, match=f"{name} is being made by another run"):
+            trained.run(*STAGES[stage])
+        found = trained.files()
+        assert {path: found[path] for path in found if not path.endswith(".lock")} == before
+        if stage != "embedding":
+            trained.run(*STAGES[stage], "-s", "other", *(("-f", "model") if stage == "classifier" else ()))
+    finally:
+        process.kill(), process.communicate()
+    trained.run(*STAGES[stage])
+    assert not list(trained.folder.rglob(".*.lock"))
+
+
+def test_a_run_that_fails_leaves_the_stem_free(trained):
+    path = trained.folder / "embed/embed_a_20_120.npy"
+    np.save(path, np.full_like(np.load(path), np.nan))
+    path.with_suffix(".json").unlink()
+    caught = None
+    try:
+        trained.run(*STAGES["classifier"])
+    except UserError as error:
+        caught = error  # with the frames of the run, as a notebook keeps it
+    assert caught and not list(trained.folder.rglob(".*.lock"))
+
+
+# ------------------------------------------------------------------------------------------------- commands in messages
+
+
+def test_the_command_in_a_message_is_the_one_that_works(project):
+    """From nothing to a test, with other flags everywhere, only by doing what the messages say."""
+    for name in ("a", "b"):
+        config = project.datasets.pop(f"{name}_20_120")
+        project.datasets[f"{name}_20_60"] = config | {"seq_len": 60}
+        for kind in ("data", "label"):
+            path = project.folder / "dataset" / name
+            np.save(path / f"{kind}_20_60.npy", np.load(path / f"{kind}_20_120.npy")[:, :60])
+    (project.folder / "dataset/data_config.json").write_text(json.dumps(project.datasets))
+    project.config("pretrain_model", base_v3=ENCODER | {"seq_len": 60})
+    project.config("classifier", transformer_v3=CLASSIFIER)
+    project.config("mine", PRETRAIN | {"n_epochs": 2, "n_epochs_cl": 1}), project.config("own", TRAIN | {"n_epochs": 1})
+    test = ["cross_dataset_test", "-d", "a", "-td", "b", "-dv", "20_60", "-mv", "v3", "-s", "second", "-f", "first"]
+    test += ["-t", "config/own.json", "--seed", "9"]
+    done = []
+    for _ in range(6):
+        try:
+            project.run(*test)
+            break
+        except UserError as error:
+            todo = [str(error)]
+            while todo:
+                for script, *flags in commands_in(todo.pop()):
+                    done.append([script, *flags])
+                    try:
+                        project.run(script, *flags)
+                    except UserError as inner:
+                        todo.append(str(inner))
+                        break
+    else:
+        raise AssertionError(done)
+    names = {path.name for path in project.folder.rglob("*.pt")}
+    assert names == {"first_masked_6_1.pt", "first_TC_6_1.pt", "second_transformer.pt"}
+    of_classifier = [flags for script, *flags in done if script == "classifier"][-1]
+    assert of_classifier[of_classifier.index("-t") + 1] == "config/own.json" and "9" in of_classifier
+    assert all("config/own.json" not in flags for script, *flags in done if script in ("pretrain", "embedding"))
+
+
+def commands_in(message):
+    """The commands that a message names: [[script, flag, ...], ...]."""
+    text = message.partition(": python ")[2]
+    return [[part.split(".py")[0], *part.split()[1:]] for part in text.replace("&& python ", "&& ").split(" && ")]
+
+
+@pytest.mark.parametrize(
+    "dataset, version, wanted",
+    [
+        ("uci", "20_120", "python dataset/prepare.py -d uci$"),
+        ("uci20", "20_120", "python dataset/prepare.py -d sim$"),
+        ("mine", "20_120", "python dataset/prepare.py -d mine --raw FOLDER --recordings FILE.json$"),
+        ("uci", "50_120", "put your own there, or choose another -dv$"),
+    ],
+)
+def test_what_to_do_about_missing_windows(project, dataset, version, wanted):
+    project.dataset(dataset)
+    project.datasets[f"{dataset}_{version}"] = project.datasets.pop(f"{dataset}_20_120")
+    (project.folder / "dataset/data_config.json").write_text(json.dumps(project.datasets))
+    for path in (project.folder / "dataset" / dataset).glob("*.npy"):
+        path.unlink()
+    with pytest.raises(UserError, match=wanted):
+        project.run("pretrain", "-d", dataset, "-dv", version)
+
+
+def test_every_built_in_set_is_prepared_by_the_command_named():
+    assert set(configs.PREPARED.values()) == set(prepare.BUILT_IN) and set(configs.PREPARED) == {
+        *prepare.BUILT_IN,
+        "uci20",
+    }

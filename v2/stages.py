@@ -24,6 +24,7 @@ from augment import make_generator
 from bookkeeping import artefacts, configs
 from bookkeeping.commands import LABEL_RATE, UserError
 from bookkeeping.resume import Resume
+from bookkeeping.stems import replacing
 from v2.invariants import represent
 from v2.networks import Network
 from v2.physics import augment, replay
@@ -172,9 +173,15 @@ def fit(engine, network, data, config, resume, quiet):
 
 def train(args, engine):
     """classifier.py -mv v2: the whole network, on the same labelled windows as v1 picks."""
-    config, device = settings(args), engine.device
-    cfg, names = config["model"], config["classes"]
+    config = settings(args)
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model)
+    with replacing(files.classifier(), config, args.restart):
+        return train_and_save(args, engine, files, config)
+
+
+def train_and_save(args, engine, files, config):
+    """Train, test on the sources' test parts and save, as `config` says (train)."""
+    device, cfg, names = engine.device, config["model"], config["classes"]
     windows, labels, rows = load(args, config, device)
     labelled, train_rows, val, test = map(np.concatenate, rows)
     torch.manual_seed(config["train"]["seed"])
