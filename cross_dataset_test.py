@@ -65,6 +65,8 @@ def settings(args, path, record):
     if record and args.train_cfg:
         same = {key: cfg[key] for key in cfg if key != "seed"}
         artefacts.check_same(f"{path}, which -t {args.train_cfg} contradicts,", recorded, same)
+    if record and config["label_index"] != args.label_index:
+        raise UserError(f"-l {args.label_index} contradicts {path}, made with -l {config['label_index']}")
     default = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS)
     method, rate = config.get("augment_method"), config.get("label_rate")
     return {
@@ -122,15 +124,14 @@ def main(args):
     engine = fast.engine(args.gpu, args.deterministic, encoder=cfgs[0] if is_v1 else None)
     source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
     column, names = configs.label_names(source_cfg, args.label_index)
-    ledger.check()
+    ledger.read_rows()  # refuses a table that is another
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     record = artefacts.load_record(files.classifier(), inference.RECORD_KEYS)
-    if record and record["config"]["label_index"] != args.label_index:
-        was = record["config"]["label_index"]
-        raise UserError(f"-l {args.label_index} contradicts {files.classifier()}, made with -l {was}")
-    names = record["config"]["classes"] if record else names  # in the order that it was trained with
+    if record and record["config"]["label_index"] == args.label_index:
+        names = record["config"]["classes"]  # in the order that it was trained with
     data, rows, ids, target_cfg = load_target(args, column, names)
     configs.check_fits(cfgs[0], target_cfg)
+    utils.check_gravity(args.target_dataset, args.dataset_version, data, refuse=not is_v1)
     logits_of, temperature, row, checkpoint = load_source(args, engine, files, cfgs, names, record)
 
     windows = torch.tensor(np.asarray(data[rows], dtype=np.float32))

@@ -59,6 +59,7 @@ def main(args):
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     data, labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(model_cfg, data_cfg)
+    utils.check_gravity(args.dataset, args.dataset_version, data)
     checkpoint = files.checkpoint(utils.loss_weights(cfg))
     model, made = load_encoder(args, checkpoint, model_cfg)
     pretrained = made["config"]

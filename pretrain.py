@@ -48,6 +48,7 @@ def load_views(args, config, engine):
     """(windows, their shape, rows of each source, two views of each row for training, the same for validation)."""
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(config["model"], data_cfg, config["mask"])
+    utils.check_gravity(args.dataset, args.dataset_version, data)
     cfg, method = config["train"], config["augment_method"]
     counts = utils.counts_of(args.dataset, args.dataset_version)
     rows = list(utils.split_sources(counts, copy_count(method), cfg["seed"], cfg["split_by"]))

@@ -13,6 +13,8 @@ from bookkeeping.commands import AUGMENTATION, UserError, again, warn
 
 HERE = Path(__file__).resolve().parents[1]
 REQUIRED = object()
+GRAVITY = 9.80665  # m/s^2 in one g, exact by definition
+ACC_UNITS = {"m/s2": 1.0, "g": GRAVITY, "mg": GRAVITY / 1000}
 PREPARED = {name: name for name in ("uci", "motion", "shoaib", "hhar", "dsads", "uschad", "sim")} | {"uci20": "sim"}
 READERS = {}  # method of a model version: (reader of its encoder's entry, of its classifier's); v2/ adds its own
 
@@ -267,8 +269,19 @@ def dataset_config(dataset, version):
             raise UserError(
                 f"{path} has no entry {key!r} (there: {', '.join(entries) or 'none'}); check -d, -td and -dv"
             )
+        rate, said = version.split("_")[0], entries[key].get("sr")
+        if rate.isdecimal() and said is not None and said != int(rate):
+            raise UserError(f"{path}, {key}: 'sr' is {said}, but the name says {rate} Hz; correct one of them")
         found.append(entries[key])
     return found[0] if len(found) == 1 else together(dict(zip(sets_of(dataset), found, strict=True)), version)
+
+
+def acc_unit(entry, name):
+    """What a set's acceleration is multiplied with to be in m/s^2, by its entry's "acc_unit". Raises UserError."""
+    unit = entry.get("acc_unit", "m/s2")
+    if not isinstance(unit, str) or unit not in ACC_UNITS:
+        raise UserError(f"dataset/data_config.json, {name}: 'acc_unit' must be one of {', '.join(ACC_UNITS)}")
+    return ACC_UNITS[unit]
 
 
 def sharing(source, target, version):
@@ -277,7 +290,10 @@ def sharing(source, target, version):
 
     def said(name):
         found = entries.get(f"{name}_{version}", {})
-        return found.get("shares_users_with", []) if isinstance(found, dict) else []
+        said = found.get("shares_users_with", []) if isinstance(found, dict) else []
+        if not isinstance(said, list):
+            raise UserError(f"dataset/data_config.json, {name}_{version}: 'shares_users_with' must be a list of names")
+        return said
 
     return [name for name in sets_of(source) if name == target or target in said(name) or name in said(target)]
 
@@ -327,6 +343,8 @@ def label_names(config, index, where="dataset/data_config.json"):
     size, names = config.get(f"{name}_label_size"), config.get(f"{name}_label")
     if not whole(1, 10000)[0](size) or not isinstance(names, list | None) or (names and len(names) != size):
         raise UserError(f"{where}: {name}_label_size must be the number of ids, and {name}_label name each of them")
+    if names and len(set(map(str, names))) < size:
+        raise UserError(f"{where}: {name}_label has a name twice; every id needs its own")
     return name, [str(n) for n in names] if names else [f"{name} {i}" for i in range(size)]
 
 
@@ -346,5 +364,8 @@ def check_fits(model_cfg, data_cfg, mask_cfg=None):
             )
     if model_cfg.get("method") != "v2":
         check_gyroscope(data_cfg)
+    if model_cfg.get("method") == "v2" and data_cfg.get("sr") != 20:
+        has = f"its windows must have 20 Hz ('sr' in dataset/data_config.json), not {data_cfg.get('sr')}"
+        raise UserError(f"version v2 knows movement by its speed: {has}; resample them, or choose -mv v1")
     if mask_cfg and round(mask_cfg["mask_ratio"] * model_cfg["seq_len"]) >= model_cfg["seq_len"]:
         raise UserError("config/mask.json: 'mask_ratio' leaves no step unmasked; lower it")

@@ -49,7 +49,10 @@ def data_fingerprints(dataset, version):
     """
     paths = [data_path(name, version, kind) for name in sets_of(dataset) for kind in ("data", "label")]
     stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
-    return [s and _fingerprint(path, (s.st_mtime_ns, s.st_size)) for path, s in zip(paths, stats, strict=True)]
+    found = [s and _fingerprint(path, (s.st_mtime_ns, s.st_size)) for path, s in zip(paths, stats, strict=True)]
+    entries = [configs.dataset_entries().get(f"{name}_{version}") for name in sets_of(dataset)]
+    units = [entry.get("acc_unit", "m/s2") if isinstance(entry, dict) else "m/s2" for entry in entries]
+    return found if set(units) == {"m/s2"} else [found, units]
 
 
 def training(pretrain, classifier, more=()):
@@ -106,15 +109,9 @@ def save_test(npz, pair, settings, result, predictions, confidence=None):
     row |= {key: settings[key] for key in first}
     row |= {key: round(value, 6) for key, value in result.items() if key not in ("confusion", "majority")}
     row |= {key: value for key, value in settings.items() if key not in first}
-    row |= {"majority": round(result["majority"], 6)}
+    row |= {"majority": round(result["majority"], 6), "classes": classes(*pair[1:], settings["label_index"])}
     row |= {key: round(value, 6) if isinstance(value, float) else value for key, value in confidence.items()}
     artefacts.append_row(PATH, row, FIRST)
-
-
-def check():
-    """Raise UserError if the table cannot take a row: before anything is trained or written."""
-    artefacts.check_writable(PATH)
-    read_rows()
 
 
 def shared_users(source, target, version):
@@ -142,10 +139,27 @@ def confidence_columns(found, source_test):
     return columns | {key: found[key] for key in ("abstain", "coverage", "accuracy_kept") if key in found}
 
 
+def classes(dataset, version, label_index):
+    """A target's class names in the order of its ids, as its entry has them now: walking|upstairs|..."""
+    return "|".join(configs.label_names(configs.dataset_config(dataset, version), label_index)[1])
+
+
 def read_rows(path=PATH):
-    """The rows by config_hash, text as it stands; of several with one hash the last. No file is no rows."""
+    """The rows by config_hash, text as it stands; of several with one hash the last. No file is no rows.
+
+    A row whose target's classes are now called or ordered differently is another experiment's, and left out; an older
+    row, which does not say what they were, is taken to have those of now.
+    """
     rows = artefacts.read_table(path, FIRST) if Path(path).exists() else []
-    return {row["config_hash"]: row for row in rows if row.get("config_hash")}
+    now = functools.cache(classes)
+
+    def fits(row):
+        try:
+            return row.get("classes", "") in ("", now(row["target"], row["dataset_version"], int(row["label_index"])))
+        except (UserError, KeyError, ValueError):  # the set or the column is no longer there
+            return True
+
+    return {row["config_hash"]: row for row in rows if row.get("config_hash") and fits(row)}
 
 
 def read_predictions(npz, key):
@@ -165,7 +179,8 @@ def read_npz(npz):
     try:
         artefacts.check_unpacks(npz)
         with np.load(npz, allow_pickle=False) as saved:
-            found = {name: saved[name] for name in ARRAYS} | {"config_hash": str(saved["config_hash"])}
+            found = {name: saved[name] for name in ARRAYS}
+            found["config_hash"] = str(saved["config_hash"]) if "config_hash" in saved.files else ""
             temperature = float(saved["temperature"]) if "temperature" in saved.files else 1.0
         window, label, logits = (found[name] for name in ARRAYS)
         if window.ndim != 1 or window.shape != label.shape or logits.ndim != 2 or len(logits) != len(label):

@@ -135,9 +135,13 @@ def stem_path(args, ending):
     return Path("saved") / folder / f"{args.save_model}{ending}"
 
 
-def labelled_windows(dataset, version, label_index):
-    """A data set's windows (N, T, C), one id per window (-1 where it changes within), the classes' names."""
+def labelled_windows(dataset, version, label_index, by_size=False):
+    """A data set's windows (N, T, C), one id per window (-1 where it changes within), the classes' names.
+
+    `by_size`: whether the model goes by the acceleration's size, as the forest does.
+    """
     data, labels, entry = utils.load_windows(dataset, version)
+    utils.check_gravity(dataset, version, data, refuse=by_size)
     configs.check_gyroscope(entry)
     column, names = configs.label_names(entry, label_index)
     ids = utils.window_labels(labels, label_index, names, utils.data_path(dataset, version, "label"))
@@ -229,7 +233,7 @@ def check_targets(args, targets, column):
 def test(args, config, target, predict, temperature, source):
     """Score the model on a target, print and keep it; returns the scores. `source` are those on the own test part."""
     version, names = args.dataset_version, config["classes"]
-    data, labels, (_, own) = labelled_windows(target, version, args.label_index)
+    data, labels, (_, own) = labelled_windows(target, version, args.label_index, args.baseline == "forest")
     labels = utils.in_classes(labels, own, names)
     rows = np.flatnonzero(labels >= 0)
     if len(rows) == 0:
@@ -256,10 +260,11 @@ def test(args, config, target, predict, temperature, source):
 
 def main(args):
     config = training(args)
-    ledger.check()
+    ledger.read_rows()  # refuses a table that is another
     cfg, rate, method, names = config["train"], config["label_rate"], config["augment_method"], config["classes"]
     engine = plain.engine("cpu" if args.baseline == "forest" else args.gpu, args.deterministic)
-    raw, ids, column = labelled_windows(args.dataset, args.dataset_version, args.label_index)
+    by_size = args.baseline == "forest"
+    raw, ids, column = labelled_windows(args.dataset, args.dataset_version, args.label_index, by_size)
     targets = args.targets or [args.target_dataset]
     check_targets(args, targets, column)
 

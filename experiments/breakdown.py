@@ -37,7 +37,7 @@ def read(path, ids):
     """(numbers of the windows, labels, predictions) of a file of predictions; they must be of the data set at hand."""
     found = ledger.read_npz(path)
     if found is None:
-        raise UserError(f"{path} is missing; give the .npz that a test leaves beside its classifier")
+        raise UserError(f"{path} is not a readable file of predictions: it is missing")
     window, label, predicted = found["window"], found["label"], found["logits"].argmax(1)
     if len(window) == 0 or window.max() >= len(ids) or (ids[window] != label).any():
         raise UserError(f"{path} holds predictions of other windows than those of -td; check -td, -dv and -l")

@@ -449,7 +449,9 @@ def test_each_stage_refuses_artefacts_whose_parents_changed_and_names_the_comman
     fails(trained, embed, "model_masked_6_1.pt was made from an older dataset/a/data.*repeat: python pretrain.py -d a")
     fails(trained, classify, "embed_a_20_120.npy was made from an older dataset/a.*repeat: python embedding.py -d a")
     fails(
-        trained, test, "model_transformer.pt was made from an older dataset/a.*repeat: python embedding.py -d a && py"
+        trained,
+        test,
+        "model_transformer.pt was made from an older dataset/a.*repeat: python embedding.py -d a -g cpu && py",
     )
     trained.run("pretrain", "-d", "a")
     fails(trained, classify, "embed_a_20_120.npy was made from an older .*; repeat: python embedding.py -d a")

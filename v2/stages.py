@@ -134,6 +134,7 @@ def load(args, config, device):
     """(windows and labels on the device, rows of each source for labelled, training, validation and test), checked."""
     data, labels, entry = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(config["model"], entry)
+    utils.check_gravity(args.dataset, args.dataset_version, data, refuse=True)
     where = utils.data_path(args.dataset, args.dataset_version, "label")
     ids, train = utils.window_labels(labels, args.label_index, config["classes"], where), config["train"]
     counts = utils.counts_of(args.dataset, args.dataset_version)
