@@ -29,6 +29,14 @@ from bookkeeping.resume import Resume
 from bookkeeping.stems import replacing
 from models import Classifier
 
+EMBEDDING = {  # what is read of an embedding's configuration, in the form of artefacts.fits
+    "augment_method": str,
+    "dataset": str,
+    "counts?": [int],
+    "labels?": {"*": {"index": int, "names": [str]}},
+    "pretrain?": {"seed?": int, "lambda1?": artefacts.NUMBER, "lambda2?": artefacts.NUMBER},
+}
+
 
 def get_args(argv=None):
     parser = make_parser(__doc__, train_cfg="config/train.json")
@@ -54,7 +62,7 @@ def load_embedding(args, files):
         raise UserError(f"{embed_path} is {embed.dtype} {embed.shape}, not float32 (rows, T, D); repeat: {repeat}")
     if labels.ndim != 3 or labels.shape[:2] != embed.shape[:2]:
         raise UserError(f"{label_path} has shape {labels.shape}, not {embed.shape[:2]} + (columns,); repeat: {repeat}")
-    record = artefacts.load_record(embed_path, {"augment_method": str, "dataset": str})
+    record = artefacts.load_record(embed_path, EMBEDDING)
     if record:
         artefacts.check_parents(embed_path, record, repeat)
         artefacts.check_same(embed_path, record["config"], {"dataset": args.dataset})

@@ -79,7 +79,7 @@ def settings(args, path, record):
         "label_index": args.label_index,
         "model_version": args.model_version,
         "save_model": args.save_model,
-        "loss_weights": utils.loss_weights(pretrain if "lambda1" in pretrain else default),
+        "loss_weights": utils.loss_weights(default | pretrain),
     }
 
 
@@ -126,7 +126,7 @@ def main(args):
     column, names = configs.label_names(source_cfg, args.label_index)
     ledger.read_rows()  # refuses a table that is another
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
-    record = artefacts.load_record(files.classifier(), inference.RECORD_KEYS)
+    record = artefacts.load_record(files.classifier(), inference.RECORD)
     if record and record["config"]["label_index"] == args.label_index:
         names = record["config"]["classes"]  # in the order that it was trained with
     data, rows, ids, target_cfg = load_target(args, column, names)

@@ -30,7 +30,7 @@ def get_args(argv=None):
 def load_encoder(args, checkpoint, model_cfg):
     """The pretrained masked model, and its JSON ({} beside a released checkpoint): checked against data and flags."""
     repeat = again("pretrain", vars(args))
-    record = artefacts.load_record(checkpoint, {"augment_method": str, "train": dict, "model": dict})
+    record = artefacts.load_record(checkpoint, {"augment_method": str, "train": {"seed": int}, "model": dict})
     if record:
         artefacts.check_parents(checkpoint, record, repeat)
         artefacts.check_same(checkpoint, record["config"], {"model": model_cfg})

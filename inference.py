@@ -126,7 +126,20 @@ def flags_of(files):
     return dict(zip(names, files, strict=True))
 
 
-RECORD_KEYS = {"train": dict, "embedding": dict, "label_index": int, "dataset": str, "classes": list}
+RECORD = {  # what is read of a classifier's configuration, in the form of artefacts.fits
+    "dataset": str,
+    "model_version?": str,
+    "model": dict,
+    "train": {"seed": int, "split_by?": str},
+    "label_index": int,
+    "classes": [str],
+    "embedding": {
+        "pretrain?": {"seed?": int, "lambda1?": artefacts.NUMBER, "lambda2?": artefacts.NUMBER},
+        "epochs?": (int, type(None)),
+        "checkpoint?": str,
+        "model?": dict,
+    },
+}
 
 
 def named(dataset=None, version=None, model_version=None, stem=None, source=None, method="v1"):
@@ -152,12 +165,11 @@ def load(files, engine=None, gpu=None):
     again = again_of(flags)
     is_v1 = configs.method_of(files.model_version) == "v1"
     cfgs = configs.read_encoder_config(files.model_version), configs.read_classifier_config(files.model_version)
-    record = artefacts.load_record(path, RECORD_KEYS)
+    record = artefacts.load_record(path, RECORD)
     config = record["config"] if record else {}
     names = config.get("classes") or configs.label_names(configs.dataset_config(files.dataset, files.version), 0)[1]
     pretrain = config.get("embedding", {}).get("pretrain", {})
-    if "lambda1" not in pretrain:
-        pretrain = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS)
+    pretrain = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS) | pretrain
     checkpoint = files.checkpoint(utils.loss_weights(pretrain)) if is_v1 else None
     if record:
         artefacts.check_same(path, config, {"model": cfgs[1], "dataset": files.dataset})
@@ -174,7 +186,7 @@ def load_ready(engine=None, path=READY):
     Raises UserError if it is not there or not as it was written.
     """
     hint = "it comes with the project: fetch the folder saved/ready again, or make it with: python -m experiments.ready"
-    record = artefacts.load_record(path, RECORD_KEYS)
+    record = artefacts.load_record(path, RECORD)
     if record is None:
         raise UserError(f"{path} or the JSON beside it is missing; {hint}")
     config, engine = record["config"], engine or plain.engine()

@@ -26,6 +26,13 @@ import torch
 from bookkeeping.commands import UserError
 from bookkeeping.locks import locked
 
+NUMBER = (int, float)
+RECORD = {  # the form of the JSON beside an artefact (fits), its configuration apart
+    "fingerprint": str,
+    "made_from": {"*": str},
+    "epochs?": (int, type(None)),
+    "source_test?": dict.fromkeys(("windows?", "accuracy?", "f1_macro?", "ece?", "ece_uncalibrated?"), NUMBER),
+}
 BLOCK = 1 << 16  # bytes of a sample of a large file (fingerprint)
 
 
@@ -215,22 +222,35 @@ def make_record(config, made_from, device, **more):
     } | more
 
 
-def load_record(path, config_keys=()):
+def fits(value, wanted):
+    """Whether a JSON value has the form `wanted`: a type or some, [form of each], {key: form}.
+
+    A key with a question mark may be absent; the key * stands for all.
+    """
+    if isinstance(wanted, list):
+        return isinstance(value, list) and all(fits(item, wanted[0]) for item in value)
+    if not isinstance(wanted, dict):
+        return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    if not isinstance(value, dict):
+        return False
+    if "*" in wanted:
+        return all(fits(item, wanted["*"]) for item in value.values())
+    names = {key.removesuffix("?"): key.endswith("?") for key in wanted}
+    forms = dict(zip(names, wanted.values(), strict=True))
+    return all(fits(value[name], forms[name]) if name in value else absent for name, absent in names.items())
+
+
+def load_record(path, config_form=dict):
     """The JSON beside an artefact, or None where there is none (a file of the released code) or no artefact.
 
-    Raises UserError if it belongs to another file than the one that lies there now, or if its configuration lacks one
-    of `config_keys` ({key: type}).
+    Raises UserError if it belongs to another file than the one that lies there now, or if its configuration has not
+    the form that is wanted (fits).
     """
     json_path = record_path(path)
     if not json_path.exists() or not os.path.isfile(path):
         return None
     record = read_json(json_path, "the JSON that goes with an artefact")
-    parts = {"fingerprint": str, "config": dict, "made_from": dict}
-
-    def has(value, keys):
-        return isinstance(value, dict) and all(isinstance(value.get(key), keys[key]) for key in keys)
-
-    if not has(record, parts) or not has(record["config"], dict(config_keys)):
+    if not fits(record, RECORD | {"config": config_form}):
         raise UserError(f"{json_path} was not written by these scripts; remove it, or make {Path(path).name} again")
     if record["fingerprint"] != fingerprint(path):
         raise UserError(

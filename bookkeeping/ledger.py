@@ -187,12 +187,10 @@ def read_npz(npz):
             raise ValueError("its arrays don't go together")
         if any(part.dtype.kind not in "iu" for part in (window, label)) or not np.isfinite(logits).all():
             raise ValueError("it holds what is no number")
-        if (
-            len(label)
-            and not 0 <= label.min() <= label.max() < logits.shape[1]
-            or not (temperature > 0 or np.isnan(temperature))
-        ):
-            raise ValueError("a label or the temperature is out of range")
+        if len(label) and not (window.min() >= 0 and 0 <= label.min() and label.max() < logits.shape[1]):
+            raise ValueError("a window or label is out of range")
+        if temperature <= 0:
+            raise ValueError("its temperature is not above 0")
     except Exception as error:  # NumPy and zipfile raise anything on a malformed file
         raise UserError(f"{npz} is not a readable file of predictions ({error}); remove it and repeat") from error
     return found | {"temperature": None if np.isnan(temperature) else temperature}
