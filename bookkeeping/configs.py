@@ -285,12 +285,16 @@ def acc_unit(entry, name):
 
 
 def sharing(source, target, version):
-    """The sources that share users with the target: it is one of them, or an entry's "shares_users_with" says so."""
-    entries = dataset_entries()
+    """The sources that share users with the target: it is one of them, or an entry's "shares_users_with" says so.
+
+    Of the project's own sets its own data_config.json says it where another one that is in use does not.
+    """
+    path = HERE / "dataset" / "data_config.json"
+    known = [dataset_entries(), read_json(path, "the data sets' configuration") if path.is_file() else {}]
 
     def said(name):
-        found = entries.get(f"{name}_{version}", {})
-        said = found.get("shares_users_with", []) if isinstance(found, dict) else []
+        found = [entries.get(f"{name}_{version}") for entries in known]
+        said = next((e["shares_users_with"] for e in found if isinstance(e, dict) and "shares_users_with" in e), [])
         if not isinstance(said, list):
             raise UserError(f"dataset/data_config.json, {name}_{version}: 'shares_users_with' must be a list of names")
         return said

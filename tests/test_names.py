@@ -74,6 +74,26 @@ def test_sets_of_the_same_users_are_warned_of_and_marked(trained, capsys):
     assert configs.sharing("b", "a", "20_120") == ["b"] and configs.sharing("a", "c", "20_120") == []
 
 
+def test_the_projects_own_sets_are_known_in_another_data_config_too(project, capsys):
+    """One of an older version, or of the released code, does not say it."""
+    for name in ("uci", "uci20", "sim", "motion"):
+        project.dataset(name)
+    baseline = ("experiments.baselines", "-b", "forest", "-lr", 0.5, "-d")
+    project.run(*baseline, "uci", "--targets", "uci", "uci20", "sim", "motion")
+    err = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[1].split()[0] for line in err if "users" in line or "source too" in line] == [
+        "uci",
+        "uci20",
+        "sim",
+    ]
+    project.run(*baseline, "sim,motion", "--targets", "uci")
+    assert "uci and sim are of the same users" in capsys.readouterr().err
+    rows = artefacts.read_table("saved/results.csv")
+    assert [row["shared_users"] for row in rows] == ["uci", "uci", "uci", "", "sim"]
+    entry(project, "sim", {"shares_users_with": []})  # whoever says so has other people in it
+    assert configs.sharing("uci", "sim", "20_120") == []
+
+
 def test_the_projects_own_sets_say_who_shares_users(monkeypatch):
     from conftest import ROOT
 
