@@ -109,7 +109,7 @@ def save_test(npz, pair, settings, result, predictions, confidence=None):
     row |= {key: settings[key] for key in first}
     row |= {key: round(value, 6) for key, value in result.items() if key not in ("confusion", "majority")}
     row |= {key: value for key, value in settings.items() if key not in first}
-    row |= {"classes": classes(*pair[1:], settings["label_index"]), "majority": round(result["majority"], 6)}
+    row |= {"classes": classes(*pair[1:], settings.get("label_index", 0)), "majority": round(result["majority"], 6)}
     row |= {key: round(value, 6) if isinstance(value, float) else value for key, value in confidence.items()}
     artefacts.append_row(PATH, row, FIRST)
 

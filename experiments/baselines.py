@@ -218,26 +218,34 @@ def fit(args, config, engine, sizes, labelled, val):
     return predict, temperature
 
 
-def check_targets(args, targets, column):
-    """Refuse, before anything is trained, a target that is one of several sources or that has other classes."""
-    sources = utils.sets_of(args.dataset)
+def load_targets(args, targets, column):
+    """{target: its windows (N, T, C) and labels (N,), -1 for none}, all checked before anything is trained.
+
+    Raises UserError for one that is among several sources, has other classes or no window with a label.
+    """
+    sources, found = utils.sets_of(args.dataset), {}
     for target in targets:
         if len(sources) > 1 and target in sources:
             raise UserError(f"--targets {target} is one of the sources {', '.join(sources)}; choose another")
-        found, own = configs.label_names(configs.dataset_config(target, args.dataset_version), args.label_index)
-        if found != column[0] or sorted(own) != sorted(column[1]):
+        by_size = args.baseline == "forest"
+        data, labels, (name, own) = labelled_windows(target, args.dataset_version, args.label_index, by_size)
+        labels = utils.in_classes(labels, own, column[1])
+        if name != column[0] or labels is None:
             where = f"in {args.dataset} and in {target}; see dataset/data_config.json"
             raise UserError(f"-l {args.label_index} does not name the same classes {where}")
+        if not (labels >= 0).any():
+            raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
+        found[target] = data, labels
+    return found
 
 
-def test(args, config, target, predict, temperature, source):
-    """Score the model on a target, print and keep it; returns the scores. `source` are those on the own test part."""
-    version, names = args.dataset_version, config["classes"]
-    data, labels, (_, own) = labelled_windows(target, version, args.label_index, args.baseline == "forest")
-    labels = utils.in_classes(labels, own, names)
+def test(args, config, target, windows, predict, temperature, source):
+    """Score the model on a target's windows (load_targets), print and keep it; returns the scores.
+
+    `source` are those on the own test part.
+    """
+    version, names, (data, labels) = args.dataset_version, config["classes"], windows
     rows = np.flatnonzero(labels >= 0)
-    if len(rows) == 0:
-        raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
     logits = predict(data[rows])
     result = metrics.scores(labels[rows], logits.argmax(1), len(names))
     confidence = metrics.assess(logits, labels[rows], temperature, args.abstain)
@@ -265,8 +273,7 @@ def main(args):
     engine = plain.engine("cpu" if args.baseline == "forest" else args.gpu, args.deterministic)
     by_size = args.baseline == "forest"
     raw, ids, column = labelled_windows(args.dataset, args.dataset_version, args.label_index, by_size)
-    targets = args.targets or [args.target_dataset]
-    check_targets(args, targets, column)
+    targets = load_targets(args, args.targets or [args.target_dataset], column)
 
     copies = copy_count(method)
     windows, ids = augment_copies(raw, method, cfg["seed"]), np.tile(ids, copies)
@@ -289,7 +296,7 @@ def main(args):
         )
         print(metrics.report(f"{args.dataset}, test part", source, names))
         print(metrics.confidence_report(source | {"temperature": temperature}))
-        return {target: test(args, config, target, predict, temperature, source) for target in targets}
+        return {target: test(args, config, target, w, predict, temperature, source) for target, w in targets.items()}
 
 
 if __name__ == "__main__":

@@ -322,7 +322,8 @@ def commands_in(message):
 )
 def test_what_to_do_about_missing_windows(project, dataset, version, wanted):
     project.dataset(dataset)
-    project.datasets[f"{dataset}_{version}"] = project.datasets.pop(f"{dataset}_20_120")
+    entry = project.datasets.pop(f"{dataset}_20_120") | {"sr": int(version[:2])}
+    project.datasets[f"{dataset}_{version}"] = entry
     (project.folder / "dataset/data_config.json").write_text(json.dumps(project.datasets))
     for path in (project.folder / "dataset" / dataset).glob("*.npy"):
         path.unlink()

@@ -1,4 +1,4 @@
-"""Artefacts that somebody changed: a run with them succeeds or ends in one line, whatever stands there."""
+"""Odd artefacts, configurations, windows and flags: a run succeeds, or ends in one line and leaves all as it was."""
 
 import copy
 import io
@@ -13,6 +13,7 @@ from conftest import Project
 
 from bookkeeping import artefacts, ledger, resume
 from bookkeeping.commands import UserError
+from experiments import baselines
 
 ODD = (
     *(None, [], {}, "x", "", -1, 0, 1.5, 10**30, float("inf"), float("nan"), True),
@@ -66,11 +67,15 @@ def mutations(value, seed, count):
 
 
 def one_line(project, command, what):
-    """Runs a command, which may end in a line."""
+    """Runs a command, which may end in a line, and then must not have changed a file."""
+    before = project.files()
     try:
         project.run(*command)
     except UserError as error:
         assert 10 < len(str(error)) < 3000, what
+        assert project.files() == before, f"{what}, {command[0]}: {error}"
+    except SystemExit as end:
+        assert end.code == 2 and project.files() == before, what
     except Exception as error:
         raise AssertionError(f"{what}, {command[0]}: {type(error).__name__}: {error}") from error
 
@@ -191,4 +196,72 @@ def test_any_byte_of_a_checkpoint(trained):
             content[rng.randrange(len(content))] = rng.randrange(256)
         path.write_bytes(content[: rng.choice([len(content), len(content), rng.randrange(len(content))])])
         one_line(trained, TEST, f"{path.name} {number}")
+        put_back(trained, before)
+
+
+# ------------------------------------------------------------------------------------------ what users bring
+
+FOREST = ("experiments.baselines", "-d", "a", "-td", "b", "-b", "forest")
+COMMANDS = (PRETRAIN, EMBED, CLASSIFY, TEST, FOREST)
+FILES = ("data_config.json", "pretrain.json", "train.json", "mask.json", "pretrain_model.json", "classifier.json")
+FLAGS = ("-mv", "-d", "-td", "-dv", "-f", "-t", "-a", "-l", "-s", "-lr", "-am", "--seed")
+VALUES = (
+    *("", "v1", "v2", "nope", "a", "b", "a,b", "a+a", "../x", "0", "-1", "1", "1e9", "nan", "0.5", "jitter", "none"),
+    *("config/mask.json", "config/train.json", "config", "/dev/null", "x" * 300, "ü", "a b", "model", "20_120", "\n"),
+)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_odd_configurations(trained, seed, monkeypatch):
+    monkeypatch.setattr(baselines, "TREES", 3)
+    rng = random.Random(seed)
+    before = trained.files()
+    path = next(name for name in before if name.endswith(f"/{FILES[seed]}"))
+    for content, what in mutations(json.loads(before[path]), seed, 25):
+        if not any(f": {odd}" in what for odd in (10**30,)):  # a training of so many epochs is no mistake
+            (trained.folder / path).write_text(json.dumps(content))
+            one_line(trained, rng.choice(COMMANDS), f"{path} {what}")
+            put_back(trained, before)
+
+
+WINDOWS = (
+    lambda x: x[:0],
+    lambda x: x[:1],
+    lambda x: x[:, :50],
+    lambda x: x[..., :1],
+    lambda x: x[0],
+    lambda x: x.astype("f8") * 1e300,
+    lambda x: np.where(np.arange(len(x))[:, None, None] == 3, np.nan, x),
+    lambda x: x.astype("i4"),
+    lambda x: x.astype("c8"),
+    lambda x: x.astype("U3"),
+    lambda x: x.astype("?"),
+    lambda x: x * 0,
+    lambda x: x - 5,
+    lambda x: np.array(5.0),
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset/a/data", "dataset/b/data", "dataset/b/label", "embed/embed_a", "embed/label_a"]
+)
+def test_odd_windows(trained, name, monkeypatch):
+    monkeypatch.setattr(baselines, "TREES", 3)
+    before, path = trained.files(), f"{name}_20_120.npy"
+    of_target = (TEST, FOREST) if "/b/" in name else (CLASSIFY,) if "embed" in name else (PRETRAIN, EMBED, FOREST)
+    whole = np.load(io.BytesIO(before[path]))
+    for number, change in enumerate(WINDOWS):
+        np.save(trained.folder / path, change(whole))
+        one_line(trained, of_target[number % len(of_target)], f"{path} {number}")
+        put_back(trained, before)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_odd_flags(trained, seed, monkeypatch, capsys):
+    monkeypatch.setattr(baselines, "TREES", 3)
+    rng = random.Random(seed)
+    before = trained.files()
+    for _ in range(40):
+        more = [x for _ in range(rng.choice([1, 1, 2])) for x in (rng.choice(FLAGS), rng.choice(VALUES))]
+        one_line(trained, (*rng.choice(COMMANDS), *more), more)
         put_back(trained, before)
