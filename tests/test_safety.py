@@ -12,9 +12,11 @@ import pytest
 import torch
 from conftest import CLASSIFIER, ENCODER, PRETRAIN, ROOT, TRAIN
 
+import reproduce
 from bookkeeping import artefacts, configs, ledger, locks
 from bookkeeping.commands import UserError
 from dataset import prepare, store
+from experiments import baselines
 
 TEST = ("cross_dataset_test", "-d", "a", "-td", "b")
 FOREST = ("experiments.baselines", "-d", "a", "-td", "b", "-b", "forest")
@@ -336,3 +338,13 @@ def test_every_built_in_set_is_prepared_by_the_command_named():
         *prepare.BUILT_IN,
         "uci20",
     }
+
+
+def test_a_grid_of_another_label_column_has_stems_of_its_own(project, monkeypatch):
+    monkeypatch.setattr(baselines, "TREES", 5)
+    project.dataset("b", 28, seed=2)
+    for column in ("0", "1", "0"):
+        flags = ["--variants", "forest", "--jobs", "0", "-g", "cpu", "--seeds", "1", "-l", column, "--no_figures"]
+        reproduce.main(reproduce.get_args(flags))
+    stems = {row["save_model"]: row["label_index"] for row in artefacts.read_table(RESULTS)}
+    assert sorted(stems.values()) == ["0", "1"] and len(artefacts.read_table(RESULTS)) == 4
