@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import sys
+import time
 
 AUGMENTATIONS = ("channel_aug", "rotation_random", "jitter", "scaling", "permutation", "none")
 AUGMENTATION = "channel_aug"  # where -am is not given
@@ -96,6 +97,8 @@ def check_processes(several):
             "unset them, or start with torchrun"
         )
     if not several:
+        if process_number():
+            time.sleep(30)  # the first process says it, whereupon torchrun ends the others
         raise UserError("torchrun is for pretrain.py, whose training several processes can share; leave it out here")
 
 

@@ -5,9 +5,12 @@ import inspect
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
+from conftest import ROOT
 
 from bookkeeping import commands, machine
 
@@ -196,3 +199,15 @@ def test_a_signal_ends_a_run_whose_peer_hangs(project, launched):
         first.kill(), second.kill(), second.communicate()
     assert first.returncode == 130 and err.startswith("interrupted"), err
     assert "state kept in saved/" in out
+
+
+def test_of_several_processes_one_says_that_one_is_meant(project):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, str(ROOT / "embedding.py"), "-d", "a", "-g", "cpu"]
+    before = project.files()
+    how = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "timeout": 60}
+    err = subprocess.run(command, cwd=project.folder, capture_output=True, text=True, **how).stderr
+    assert [line for line in err.splitlines() if line.startswith("error")] == [
+        "error: torchrun is for pretrain.py, whose training several processes can share; leave it out here"
+    ]
+    assert project.files() == before
