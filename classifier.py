@@ -24,15 +24,28 @@ import v2
 from augment import copy_count, make_generator
 from batches import shuffled
 from bookkeeping import artefacts, configs
-from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, make_parser, run
+from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, again, make_parser, run
 from bookkeeping.resume import Resume
+from bookkeeping.stems import replacing
 from models import Classifier
+
+EMBEDDING = {  # what is read of an embedding's configuration, in the form of artefacts.fits
+    "augment_method": str,
+    "dataset": str,
+    "counts?": [int],
+    "labels?": {"*": {"index": int, "names": [str]}},
+    "pretrain?": {"seed?": int, "lambda1?": artefacts.NUMBER, "lambda2?": artefacts.NUMBER},
+}
 
 
 def get_args(argv=None):
     parser = make_parser(__doc__, train_cfg="config/train.json")
     add = parser.add_argument
-    add("--restart", action="store_true", help="start afresh where an interrupted run left its state")
+    add(
+        "--restart",
+        action="store_true",
+        help="start afresh where a run left its state, or a classifier of other labels",
+    )
     kinds = "of the large products: default fp32 on a CPU, tf32 on a GPU; bf16 is for a CPU with AMX"
     add("--precision", choices=("fp32", "tf32", "bf16"), help=kinds)
     add("--quiet", action="store_true", help="no progress bar")
@@ -42,14 +55,14 @@ def get_args(argv=None):
 def load_embedding(args, files):
     """The embedding and its labels as they lie on disk, checked, and its JSON or None."""
     embed_path, label_path = files.embedding(), files.embedding("label")
-    repeat = f"python embedding.py -d {args.dataset} -s {files.pretrained}"
+    repeat = again("embedding", vars(args))
     embed = artefacts.load_npy(embed_path, f"make it with: {repeat}")
     labels = artefacts.load_npy(label_path, f"make it with: {repeat}")
     if embed.ndim != 3 or embed.dtype != np.float32:
         raise UserError(f"{embed_path} is {embed.dtype} {embed.shape}, not float32 (rows, T, D); repeat: {repeat}")
     if labels.ndim != 3 or labels.shape[:2] != embed.shape[:2]:
         raise UserError(f"{label_path} has shape {labels.shape}, not {embed.shape[:2]} + (columns,); repeat: {repeat}")
-    record = artefacts.load_record(embed_path, {"augment_method": str, "dataset": str})
+    record = artefacts.load_record(embed_path, EMBEDDING)
     if record:
         artefacts.check_parents(embed_path, record, repeat)
         artefacts.check_same(embed_path, record["config"], {"dataset": args.dataset})
@@ -71,7 +84,14 @@ def settings(args, files, embed, record):
     if len(embed) == 0 or len(embed) % copies:
         other = "was it made with another -am?"
         raise UserError(f"{path} holds {len(embed)} rows, no multiple of {copies} copies; {other}")
-    _, names = configs.label_names(configs.dataset_config(args.dataset, args.dataset_version), args.label_index)
+    entry = configs.dataset_config(args.dataset, args.dataset_version)
+    column, names = configs.label_names(entry, args.label_index)
+    if "labels" in embedding:  # whose ids are those of the classes' order then
+        then = embedding["labels"].get(column, {})
+        if then.get("index") != args.label_index or sorted(then["names"]) != sorted(names):
+            was = f"{column} ({', '.join(then.get('names', ['none']))}), now {', '.join(names)}"
+            raise UserError(f"{path} was made with other labels: {was}; repeat: {again('embedding', vars(args))}")
+        names = then["names"]
     return {
         "dataset": args.dataset,
         "dataset_version": args.dataset_version,
@@ -136,15 +156,21 @@ def main(args):
     if configs.method_of(args.model_version) == "v2":
         return v2.train(args, fast.engine(args.gpu, args.deterministic))
     engine = fast.engine(args.gpu, args.deterministic, precision=args.precision, on_gpu="tf32")
-    device = engine.device
-    if engine.precision == "bf16" and device.type != "cpu":
+    if engine.precision == "bf16" and engine.device.type != "cpu":
         raise UserError("--precision bf16 of the classifier is for a CPU with AMX; take tf32 or fp32 on a GPU")
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     embed, labels, record = load_embedding(args, files)
     config, copies = settings(args, files, embed, record)
+    with replacing(files.classifier(), config, args.restart):
+        return fit(args, engine, files, labels, record, config, copies)
+
+
+def fit(args, engine, files, labels, record, config, copies):
+    """Train, test on the source's test part and save, as `config` says (main)."""
+    device = engine.device
     cfg, names, label_path = config["train"], config["classes"], files.embedding("label")
     ids = utils.window_labels(labels, args.label_index, names, label_path)
-    seed, rate, counts = cfg["seed"], config["label_rate"], config["embedding"].get("counts", [len(embed) // copies])
+    seed, rate, counts = cfg["seed"], config["label_rate"], config["embedding"].get("counts", [len(labels) // copies])
     split = utils.labelled_split(ids, names, label_path, rate, counts, copies, seed, cfg["split_by"])
 
     sizes = [len(rows) for rows in split[0]]

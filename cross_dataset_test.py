@@ -79,7 +79,7 @@ def settings(args, path, record):
         "label_index": args.label_index,
         "model_version": args.model_version,
         "save_model": args.save_model,
-        "loss_weights": utils.loss_weights(pretrain if "lambda1" in pretrain else default),
+        "loss_weights": utils.loss_weights(default | pretrain),
     }
 
 
@@ -100,7 +100,7 @@ def hash_of(args, files, row, names, record, checkpoint):
 
 def load_source(args, engine, files, cfgs, names, record):
     """What was trained on the source: (raw windows -> logits, temperature, the row's settings, the encoder's file)."""
-    path, again = files.classifier(), inference.again_of(files)
+    path, again = files.classifier(), inference.again_of(vars(args))
     is_v1 = configs.method_of(args.model_version) == "v1"
     row, temperature = settings(args, path, record), inference.recorded_temperature(path, record)
     if temperature is None:
@@ -110,7 +110,7 @@ def load_source(args, engine, files, cfgs, names, record):
     weights = row.pop("loss_weights")
     row |= dict(zip(("lambda1", "lambda2"), weights.split("_"), strict=True))
     checkpoint = files.checkpoint(weights) if is_v1 else None  # v2 is not pretrained
-    logits_of = inference.load_networks(files, engine, checkpoint, cfgs, names, again)
+    logits_of = inference.load_networks(files, engine, checkpoint, cfgs, names, vars(args))
     if record:
         inference.check_made_from(path, record, checkpoint, cfgs[0], again)
     return logits_of, temperature or 1.0, row, checkpoint
@@ -124,11 +124,14 @@ def main(args):
     engine = fast.engine(args.gpu, args.deterministic, encoder=cfgs[0] if is_v1 else None)
     source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
     column, names = configs.label_names(source_cfg, args.label_index)
+    ledger.read_rows()  # refuses a table that is another
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
-    record = artefacts.load_record(files.classifier(), inference.RECORD_KEYS)
-    names = (record and record["config"].get("classes")) or names  # in the order that it was trained with
+    record = artefacts.load_record(files.classifier(), inference.RECORD)
+    if record and record["config"]["label_index"] == args.label_index:
+        names = record["config"]["classes"]  # in the order that it was trained with
     data, rows, ids, target_cfg = load_target(args, column, names)
     configs.check_fits(cfgs[0], target_cfg)
+    utils.check_gravity(args.target_dataset, args.dataset_version, data, refuse=not is_v1)
     logits_of, temperature, row, checkpoint = load_source(args, engine, files, cfgs, names, record)
 
     windows = torch.tensor(np.asarray(data[rows], dtype=np.float32))

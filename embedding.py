@@ -18,7 +18,8 @@ import utils
 from augment import Copies, copy_count
 from batches import FromFile
 from bookkeeping import artefacts, configs
-from bookkeeping.commands import AUGMENTATION, make_parser, run
+from bookkeeping.commands import AUGMENTATION, again, make_parser, run
+from bookkeeping.stems import replacing
 from models import DEAD_MASKED, MaskedModel, encode
 
 
@@ -28,8 +29,8 @@ def get_args(argv=None):
 
 def load_encoder(args, checkpoint, model_cfg):
     """The pretrained masked model, and its JSON ({} beside a released checkpoint): checked against data and flags."""
-    repeat = f"python pretrain.py -d {args.dataset} -s {args.model_file or args.save_model}"
-    record = artefacts.load_record(checkpoint, {"augment_method": str, "train": dict, "model": dict})
+    repeat = again("pretrain", vars(args))
+    record = artefacts.load_record(checkpoint, {"augment_method": str, "train": {"seed": int}, "model": dict})
     if record:
         artefacts.check_parents(checkpoint, record, repeat)
         artefacts.check_same(checkpoint, record["config"], {"model": model_cfg})
@@ -58,6 +59,7 @@ def main(args):
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     data, labels, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(model_cfg, data_cfg)
+    utils.check_gravity(args.dataset, args.dataset_version, data)
     checkpoint = files.checkpoint(utils.loss_weights(cfg))
     model, made = load_encoder(args, checkpoint, model_cfg)
     pretrained = made["config"]
@@ -76,12 +78,14 @@ def main(args):
         "pretrain": pretrained.get("train", {}),
         "epochs": made.get("epochs"),
         "seed": seed,
+        "labels": configs.described(data_cfg),
     }
     counts = utils.counts_of(args.dataset, args.dataset_version)
     config |= {"counts": counts} if len(counts) > 1 else {}  # where one source ends and the next begins
     record = artefacts.make_record(config, [checkpoint, *files.data("data", "label")], str(engine.device))
     windows = Copies(FromFile(data, torch.device("cpu")), method, seed)  # made piece by piece
-    shape = write(files, engine, model, windows, labels, record)
+    with replacing(files.embedding(), config):
+        shape = write(files, engine, model, windows, labels, record)
     copies = f"{method}: {copy_count(method)} x {len(data)} windows"
     print(f"{shape[0]} representations ({copies}) of shape {shape[1:]} in {files.embedding()}")
     return {"embed": files.embedding(), "label": files.embedding("label"), "shape": shape}

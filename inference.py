@@ -22,7 +22,7 @@ import metrics
 import plain
 import utils
 import v2
-from bookkeeping import artefacts, configs
+from bookkeeping import artefacts, commands, configs
 from bookkeeping.commands import UserError
 from models import DEAD_CLASSIFIER, DEAD_MASKED, Classifier, MaskedModel, encode
 
@@ -74,18 +74,18 @@ def classify(engine, model, classifier, windows):
     return torch.cat([classifier(h) for h in encode(engine, model, windows)]).cpu()
 
 
-def load_networks(files, engine, checkpoint, cfgs, names, again):
+def load_networks(files, engine, checkpoint, cfgs, names, flags):
     """The encoder and the classifier from their files, as a function: raw windows (N, T, C) -> logits on the CPU.
 
-    `cfgs` are the configurations of the encoder and of the classifier, `again` the command that makes the latter.
+    `cfgs` are the configurations of the encoder and of the classifier, `flags` those that name the model (again_of).
     """
-    path, (model_cfg, classifier_cfg) = files.classifier(), cfgs
+    path, (model_cfg, classifier_cfg), again = files.classifier(), cfgs, again_of(flags)
     if configs.method_of(files.model_version) == "v2":  # its classifier's file holds the whole network
         logits_of = v2.load_classifier(path, classifier_cfg, names, f"make it with: {again}")
         return lambda windows: logits_of(windows, engine.device)
     classifier, model = Classifier(classifier_cfg, len(names)), MaskedModel(model_cfg)
     artefacts.load_state(path, classifier, DEAD_CLASSIFIER, f"make it with: {again}")
-    artefacts.load_state(checkpoint, model, DEAD_MASKED, f"make it with: python pretrain.py -d {files.dataset}")
+    artefacts.load_state(checkpoint, model, DEAD_MASKED, f"make it with: {commands.again('pretrain', flags)}")
     model, classifier = model.to(engine.device), classifier.to(engine.device)
     return lambda windows: classify(engine, model, classifier, windows)
 
@@ -113,15 +113,33 @@ def check_made_from(path, record, checkpoint, model_cfg, again):
             raise UserError(f"{path} was made from {made_from}, not from {checkpoint}; check -f and -s")
 
 
-def again_of(files):
-    """The commands that make a classifier."""
-    flags = f"-d {files.dataset} -s {files.stem}"
-    if configs.method_of(files.model_version) == "v1":
-        return f"python embedding.py -d {files.dataset} && python classifier.py {flags}"
-    return f"python classifier.py -mv {files.model_version} {flags}"
+def again_of(flags):
+    """The commands that make the classifier that `flags` ({name: value}) name, for messages."""
+    if configs.method_of(flags["model_version"]) == "v1":
+        return " && ".join(commands.again(script, flags) for script in ("embedding", "classifier"))
+    return commands.again("classifier", flags | {"model_file": None, "augument_method": None})
 
 
-RECORD_KEYS = {"train": dict, "embedding": dict, "label_index": int, "dataset": str, "classes": list}
+def flags_of(files):
+    """The flags that name `files`."""
+    names = ("dataset", "dataset_version", "model_version", "save_model", "model_file")
+    return dict(zip(names, files, strict=True))
+
+
+RECORD = {  # what is read of a classifier's configuration, in the form of artefacts.fits
+    "dataset": str,
+    "model_version?": str,
+    "model": dict,
+    "train": {"seed": int, "split_by?": str},
+    "label_index": int,
+    "classes": [str],
+    "embedding": {
+        "pretrain?": {"seed?": int, "lambda1?": artefacts.NUMBER, "lambda2?": artefacts.NUMBER},
+        "epochs?": (int, type(None)),
+        "checkpoint?": str,
+        "model?": dict,
+    },
+}
 
 
 def named(dataset=None, version=None, model_version=None, stem=None, source=None, method="v1"):
@@ -136,26 +154,26 @@ def named(dataset=None, version=None, model_version=None, stem=None, source=None
     return utils.Files(*(value or default for value, default in zip(given, defaults, strict=True)))
 
 
-def load(files, engine=None):
+def load(files, engine=None, gpu=None):
     """The Model in `files` (utils.Files: data set, version, model version, stem), as the scripts trained it.
 
     Its classes are those its JSON names; of a released classifier, which has none, the source's activities. `engine`
-    is what computes (plain.engine() by default, or fast.engine()). Raises UserError for missing or malformed files,
-    and for a classifier whose parents have changed since.
+    is what computes (plain.engine() by default, or fast.engine()); `gpu` is the flag -g, for messages. Raises UserError
+    for missing or malformed files, and for a classifier whose parents have changed since.
     """
-    path, again = files.classifier(), again_of(files)
+    path, flags = files.classifier(), flags_of(files) | {"gpu": gpu}
+    again = again_of(flags)
     is_v1 = configs.method_of(files.model_version) == "v1"
     cfgs = configs.read_encoder_config(files.model_version), configs.read_classifier_config(files.model_version)
-    record = artefacts.load_record(path, RECORD_KEYS)
+    record = artefacts.load_record(path, RECORD)
     config = record["config"] if record else {}
     names = config.get("classes") or configs.label_names(configs.dataset_config(files.dataset, files.version), 0)[1]
     pretrain = config.get("embedding", {}).get("pretrain", {})
-    if "lambda1" not in pretrain:
-        pretrain = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS)
+    pretrain = configs.read_config("config/pretrain.json", configs.PRETRAIN_KEYS, configs.DEAD_KEYS) | pretrain
     checkpoint = files.checkpoint(utils.loss_weights(pretrain)) if is_v1 else None
     if record:
         artefacts.check_same(path, config, {"model": cfgs[1], "dataset": files.dataset})
-    logits_of = load_networks(files, engine or plain.engine(), checkpoint, cfgs, names, again)
+    logits_of = load_networks(files, engine or plain.engine(), checkpoint, cfgs, names, flags)
     if record:
         check_made_from(path, record, checkpoint, cfgs[0], again)
     as_module = None if is_v1 else functools.partial(v2.load_judge, path, cfgs[1], names, f"make it with: {again}")
@@ -168,7 +186,7 @@ def load_ready(engine=None, path=READY):
     Raises UserError if it is not there or not as it was written.
     """
     hint = "it comes with the project: fetch the folder saved/ready again, or make it with: python -m experiments.ready"
-    record = artefacts.load_record(path, RECORD_KEYS)
+    record = artefacts.load_record(path, RECORD)
     if record is None:
         raise UserError(f"{path} or the JSON beside it is missing; {hint}")
     config, engine = record["config"], engine or plain.engine()

@@ -12,7 +12,7 @@ import augment
 import models
 import utils
 from bookkeeping import artefacts
-from bookkeeping.commands import UserError, check_processes
+from bookkeeping.commands import UserError
 
 
 class Alone:
@@ -98,7 +98,6 @@ def engine(gpu=None, deterministic=False, *, encoder=None, training=False, preci
     """The plain engine on the device of -g; the arguments are those of fast.engine. Raises UserError."""
     if precision not in (None, "fp32"):
         raise UserError(f"--precision {precision}: the plain path computes in float32; leave it out")
-    check_processes(several=False)
     if deterministic:
         utils.set_deterministic()
     return Plain(Alone(utils.pick_device(gpu)))

@@ -68,7 +68,7 @@ def load_model(args):
         )
     is_v1 = configs.method_of(files.model_version) == "v1"
     encoder = configs.read_encoder_config(files.model_version) if is_v1 else None
-    return inference.load(files, fast.engine(args.gpu, encoder=encoder)), f"{files.classifier()}"
+    return inference.load(files, fast.engine(args.gpu, encoder=encoder), args.gpu), f"{files.classifier()}"
 
 
 def summary(judged, names, abstain):

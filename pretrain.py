@@ -24,8 +24,9 @@ import utils
 from augment import copy_count, draw_masks, make_generator
 from batches import Draws, InMemory, open_views
 from bookkeeping import artefacts, configs
-from bookkeeping.commands import UserError, a_number, make_parser, run
+from bookkeeping.commands import UserError, a_number, again, make_parser, run
 from bookkeeping.resume import Resume
+from bookkeeping.stems import replacing
 from models import DEAD_MASKED, Contrastive, MaskedModel, losses
 
 
@@ -38,7 +39,7 @@ def get_args(argv=None):
     size = a_number(float, lambda x: x >= 0, "a number of gigabytes")
     most = "most the views may take before they are streamed (default: most of what is free)"
     add("--memory_gb", type=size, help=most)
-    add("--restart", action="store_true", help="start afresh where an interrupted run left its state")
+    add("--restart", action="store_true", help="start afresh where a run left its state")
     add("--quiet", action="store_true", help="no progress bar")
     return configs.parse(parser, argv)
 
@@ -47,6 +48,7 @@ def load_views(args, config, engine):
     """(windows, their shape, rows of each source, two views of each row for training, the same for validation)."""
     data, _, data_cfg = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(config["model"], data_cfg, config["mask"])
+    utils.check_gravity(args.dataset, args.dataset_version, data)
     cfg, method = config["train"], config["augment_method"]
     counts = utils.counts_of(args.dataset, args.dataset_version)
     rows = list(utils.split_sources(counts, copy_count(method), cfg["seed"], cfg["split_by"]))
@@ -58,17 +60,17 @@ def load_views(args, config, engine):
     return len(data), data.shape[1:], [len(train) for train, _, _ in rows], *views
 
 
-def make_networks(files, config, device):
+def make_networks(files, config, device, repeat):
     """The two networks and their optimiser, from scratch or from the model of -f; and the paths that they come from.
 
-    One Adam for both, which skips the head until that has gradients.
+    One Adam for both, which skips the head until that has gradients; `repeat` is the command that makes that model.
     """
     cfg, model_cfg, made_from = config["train"], config["model"], files.data()
     torch.manual_seed(cfg["seed"])
     model, head = MaskedModel(model_cfg).to(device), Contrastive(model_cfg["hidden"]).to(device)
     if files.source:
         sources = len(made_from)
-        weights, hint = utils.loss_weights(cfg), f"make it with: python pretrain.py -s {files.source}"
+        weights, hint = utils.loss_weights(cfg), f"make it with: {repeat}"
         names = [files.pretraining(part, weights, files.source) for part in ("masked", "TC", "Contrastive")]
         made_from += [names[0], names[2 if names[2].exists() and not names[1].exists() else 1]]  # the released name
         artefacts.load_state(made_from[sources], model, DEAD_MASKED, hint)
@@ -151,14 +153,21 @@ def save(files, best, history, record, weights):
 def main(args):
     configs.refuse_v2(args)
     config = configs.read_pretraining(args)
-    cfg, weights = config["train"], utils.loss_weights(config["train"])
+    weights = utils.loss_weights(config["train"])
     flags = {"precision": args.precision, "plain": args.plain}
     engine = fast.engine(args.gpu, args.deterministic, encoder=config["model"], training=True, on_gpu="bf16", **flags)
     team, config["precision"] = engine.team, engine.precision
     print(engine.note) if engine.note else None
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
+    with replacing(files.pretraining("masked", weights), config, args.restart, team.first):
+        return fit(args, engine, files, config)
+
+
+def fit(args, engine, files, config):
+    """Train as `config` says (main), and save."""
+    cfg, weights, team = config["train"], utils.loss_weights(config["train"]), engine.team
     count, shape, sizes, views, val_views = load_views(args, config, engine)
-    networks, made_from = make_networks(files, config, engine.device)
+    networks, made_from = make_networks(files, config, engine.device, again("pretrain", vars(args)))
     model, head, _ = networks.values()
     draws = Draws(engine, sizes, shape, config, head)
 
@@ -213,4 +222,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, get_args))
+    sys.exit(run(main, get_args, several=True))

@@ -133,7 +133,7 @@ def make_grid(args):
     for name in dict.fromkeys([*(name for source in sources for name in utils.sets_of(source)), *targets]):
         configs.dataset_config(name, args.dataset_version)
         if not utils.data_path(name, args.dataset_version).is_file():
-            raise UserError(f"dataset/{name}: no windows here; make them with: python dataset/prepare.py -d {name}")
+            raise UserError(f"dataset/{name}: no windows here; {configs.how_to_make(name, args.dataset_version)}")
     if not any(t not in utils.sets_of(s) for s in sources for t in targets):
         make = "make them with python dataset/prepare.py, or see --sources and --targets"
         raise UserError(f"no pair of data sets: prepared here are {', '.join(here) or 'none'}; {make}")

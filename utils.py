@@ -9,7 +9,18 @@ import torch
 
 from bookkeeping.artefacts import fingerprint, load_npy, load_record
 from bookkeeping.commands import UserError, warn
-from bookkeeping.configs import data_path, dataset_config, joined_name, label_columns, label_names, sets_of
+from bookkeeping.configs import (
+    ACC_UNITS,
+    GRAVITY,
+    acc_unit,
+    data_path,
+    dataset_config,
+    how_to_make,
+    joined_name,
+    label_columns,
+    label_names,
+    sets_of,
+)
 
 # ------------------------------------------------------------------------------------------- a run's files
 
@@ -89,6 +100,25 @@ class Together:
         return np.concatenate([np.asarray(part, dtype or self.dtype) for part in self.parts])
 
 
+class Converted:
+    """Windows whose acceleration is in another unit, in m/s^2 where they are read: as one array (N, T, C)."""
+
+    def __init__(self, data, factor):
+        self.data, self.factor, self.shape, self.dtype = data, factor, data.shape, np.dtype(np.float32)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, rows):
+        """The windows of a slice of rows or of an array of them (n,): (n, T, C) float32."""
+        x = np.array(self.data[rows], self.dtype)
+        x[..., :3] *= self.factor
+        return x
+
+    def __array__(self, dtype=None, copy=None):
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+
 def load_windows(dataset, version):
     """Open the windows of -d: data (N, T, 6), memory-mapped; labels (N, T, K) numbers; the config entry.
 
@@ -129,7 +159,7 @@ def load_set(dataset, version):
     """
     config = dataset_config(dataset, version)
     paths = [data_path(dataset, version, kind) for kind in ("data", "label")]
-    hint = f"make it with: python dataset/prepare.py -d {dataset}"
+    hint = how_to_make(dataset, version)
     data, labels = (load_npy(path, hint) for path in paths)
     record = load_record(paths[0])  # none beside a released file
     if record and record.get("label_fingerprint") != fingerprint(paths[1]):
@@ -151,7 +181,30 @@ def load_set(dataset, version):
             raise UserError(f"{paths[0]} holds NaN, infinity or numbers beyond float32; {hint}")
         if not np.isfinite(labels[start : start + 4096]).all():
             raise UserError(f"{paths[1]} holds NaN or infinity; {hint}")
-    return data, labels, config
+    factor = acc_unit(config, f"{dataset}_{version}")
+    return data if factor == 1 else Converted(data, factor), labels, config
+
+
+def check_gravity(dataset, version, data, refuse=False):
+    """Warn where a set's windows at rest don't show gravity, 9.8 m/s^2 within 15 %: another unit, or taken away.
+
+    data (N, T, C) as load_windows gives it. `refuse`: raise UserError, for a model that goes by its size.
+    """
+    for name, part in zip(sets_of(dataset), getattr(data, "parts", [data]), strict=True):
+        size = np.linalg.norm(part[np.unique(np.linspace(0, len(part) - 1, 4096).astype(int))][..., :3], axis=2)
+        still = size.std(1) <= 0.02 * size.mean(1)
+        rest = float(np.median(size[still].mean(1))) if still.any() else GRAVITY
+        if abs(rest / GRAVITY - 1) <= 0.15:
+            continue
+        unit = next((u for u in ACC_UNITS if abs(rest * ACC_UNITS[u] / GRAVITY - 1) <= 0.15), None)
+        todo = (
+            f'it seems to be in {unit}: add "acc_unit": "{unit}"' if unit else 'say its unit ("acc_unit": m/s2, g, mg)'
+        )
+        found = f"{data_path(name, version)}: the acceleration at rest is {rest:.3g}, not about 9.8 m/s2; {todo}"
+        found += f" to {name}_{version} in dataset/data_config.json" + ("" if unit else ", or leave the set out")
+        if refuse:
+            raise UserError(found)
+        warn(found)
 
 
 def window_labels(labels, index, names, where):

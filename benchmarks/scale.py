@@ -218,4 +218,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, get_args))
+    sys.exit(run(main, get_args, several=True))

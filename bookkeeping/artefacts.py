@@ -7,23 +7,32 @@ fingerprint and those of the files it was made from. A later stage compares them
 
 import contextlib
 import csv
-import fcntl
 import glob
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
 import secrets
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from bookkeeping.commands import UserError
+from bookkeeping.locks import locked
 
+NUMBER = (int, float)
+RECORD = {  # the form of the JSON beside an artefact (fits), its configuration apart
+    "fingerprint": str,
+    "made_from": {"*": str},
+    "epochs?": (int, type(None)),
+    "source_test?": dict.fromkeys(("windows?", "accuracy?", "f1_macro?", "ece?", "ece_uncalibrated?"), NUMBER),
+}
 BLOCK = 1 << 16  # bytes of a sample of a large file (fingerprint)
 
 
@@ -152,6 +161,18 @@ def load_npy(path, hint):
     return array
 
 
+def check_unpacks(path):
+    """Raise ValueError if a zip archive, as .pt and .npz are, says that it unpacks to far more than it is.
+
+    Theirs are stored, not compressed. Its readers hold a member to what the archive says.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > 10 * os.path.getsize(path) + (1 << 20):
+            raise ValueError(f"it would unpack to {size / 1e9:.3g} GB")
+
+
 def read_rows(path, rows, piece=2048):
     """The given rows of an .npy file as an array in memory.
 
@@ -201,22 +222,35 @@ def make_record(config, made_from, device, **more):
     } | more
 
 
-def load_record(path, config_keys=()):
+def fits(value, wanted):
+    """Whether a JSON value has the form `wanted`: a type or some, [form of each], {key: form}.
+
+    A key with a question mark may be absent; the key * stands for all.
+    """
+    if isinstance(wanted, list):
+        return isinstance(value, list) and all(fits(item, wanted[0]) for item in value)
+    if not isinstance(wanted, dict):
+        return isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    if not isinstance(value, dict):
+        return False
+    if "*" in wanted:
+        return all(fits(item, wanted["*"]) for item in value.values())
+    names = {key.removesuffix("?"): key.endswith("?") for key in wanted}
+    forms = dict(zip(names, wanted.values(), strict=True))
+    return all(fits(value[name], forms[name]) if name in value else absent for name, absent in names.items())
+
+
+def load_record(path, config_form=dict):
     """The JSON beside an artefact, or None where there is none (a file of the released code) or no artefact.
 
-    Raises UserError if it belongs to another file than the one that lies there now, or if its configuration lacks one
-    of `config_keys` ({key: type}).
+    Raises UserError if it belongs to another file than the one that lies there now, or if its configuration has not
+    the form that is wanted (fits).
     """
     json_path = record_path(path)
     if not json_path.exists() or not os.path.isfile(path):
         return None
     record = read_json(json_path, "the JSON that goes with an artefact")
-    parts = {"fingerprint": str, "config": dict, "made_from": dict}
-
-    def has(value, keys):
-        return isinstance(value, dict) and all(isinstance(value.get(key), keys[key]) for key in keys)
-
-    if not has(record, parts) or not has(record["config"], dict(config_keys)):
+    if not fits(record, RECORD | {"config": config_form}):
         raise UserError(f"{json_path} was not written by these scripts; remove it, or make {Path(path).name} again")
     if record["fingerprint"] != fingerprint(path):
         raise UserError(
@@ -262,6 +296,7 @@ def load_state(path, module, dead=(), hint=""):
     if not Path(path).is_file():
         raise UserError(f"{path} is missing; {hint}")
     try:
+        check_unpacks(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from KeyError to UnpicklingError on a foreign file
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -298,8 +333,16 @@ def save_table(path, rows):
         handle.write(text.getvalue().encode())
 
 
-def read_table(path):
-    """The rows of a CSV file with a header as dicts of text. Raises UserError unless each row has all its columns."""
+def read_table(path, first=()):
+    """The rows of a CSV file with a header as dicts of text.
+
+    Raises UserError unless each row has all its columns, and the table those of `first` in front.
+    """
+    return read_columns(path, first)[1]
+
+
+def read_columns(path, first=()):
+    """(the columns, the rows) of read_table; an empty file has neither."""
     try:
         with open(path, newline="", encoding="utf-8") as handle:
             reader = csv.DictReader(handle, strict=True)
@@ -308,27 +351,23 @@ def read_table(path):
         raise UserError(f"{path} is not a readable table ({error}); move it away and repeat") from error
     if len(set(columns)) < len(columns) or any(None in row or None in row.values() for row in rows):
         raise UserError(f"{path} has rows that don't fit its header; move it away and repeat")
-    return rows
+    if columns and (wrong := [(c, w) for c, w in itertools.zip_longest(columns[: len(first)], first) if c != w]):
+        found, wanted = wrong[0]
+        raise UserError(f"{path} is another table (column {found!r} instead of {wanted!r}); move it away and repeat")
+    return columns, rows
 
 
-def append_row(path, row):
+def append_row(path, row, first=None):
     """Append one row (a dict) to a CSV file with a header, whole or not at all, even with two runs at once.
 
-    A lock file serialises the writers; the table is rewritten and renamed, so a crash leaves whole rows. Columns that
-    an older table lacks are added at its end, empty for the old rows.
+    A lock file serialises the writers; the table is rewritten and renamed, so a crash leaves whole rows; a symbolic
+    link stays one. Columns that an older table lacks are added at its end, empty for the old rows. The table's first
+    columns must be `first`, those of the row if None is given, else it is another table, which is refused.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(f".{path.name}.lock"), "w")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = read_table(path) if path.exists() else []
-        columns = list(dict.fromkeys([*(rows[0] if rows else []), *row]))
-        if columns[0] != next(iter(row)):
-            raise UserError(f"{path} is another table (its first column is {columns[0]!r}); move it away and repeat")
+    path = Path(os.path.realpath(path))
+    with locked(path.with_name(f".{path.name}.lock")):
+        columns, rows = read_columns(path, first or list(row)[:1]) if path.exists() else ([], [])
+        columns = list(dict.fromkeys([*columns, *row]))
         save_table(path, [{column: r.get(column, "") for column in columns} for r in [*rows, row]])
 
 

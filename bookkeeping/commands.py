@@ -3,8 +3,10 @@
 import argparse
 import os
 import re
+import shlex
 import signal
 import sys
+import time
 
 AUGMENTATIONS = ("channel_aug", "rotation_random", "jitter", "scaling", "permutation", "none")
 AUGMENTATION = "channel_aug"  # where -am is not given
@@ -33,16 +35,23 @@ def on_interrupt(handler):
     signal.signal(signal.SIGTERM, handler)
 
 
-def run(main, get_args):
-    """Run a script's main(get_args()): a user's mistake gives one line and status 2, Ctrl-C and SIGTERM give 130."""
+def run(main, get_args, several=False):
+    """Run a script's main(get_args()): a user's mistake gives one line and status 2, Ctrl-C and SIGTERM give 130.
+
+    `several`: whether torchrun may start it as several processes.
+    """
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     on_interrupt(interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # where it is not UTF-8, an arrow is a question mark and no traceback
     try:
         try:
-            main(get_args())
+            args = get_args()
+            check_processes(several)
+            main(args)
         except BaseException:
             on_interrupt(signal.SIG_IGN)  # what is left is to say why; torchrun sends SIGTERM just then
             raise
@@ -57,6 +66,9 @@ def run(main, get_args):
         if not process_number():  # torchrun stops the processes that are left when one has died
             why = ": another process has ended, or torchrun was stopped; the same command continues the run"
             print("interrupted" + (why if process_count() > 1 else ""), file=sys.stderr)
+        if process_count() > 1:  # an exit in order would wait for a message to the others
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(130)
         sys.exit(130)
 
 
@@ -85,7 +97,9 @@ def check_processes(several):
             "unset them, or start with torchrun"
         )
     if not several:
-        raise UserError("torchrun is for pretrain.py -mv v1, which several processes can share; leave it out here")
+        if process_number():
+            time.sleep(30)  # the first process says it, whereupon torchrun ends the others
+        raise UserError("torchrun is for pretrain.py, whose training several processes can share; leave it out here")
 
 
 def process_number():
@@ -128,6 +142,41 @@ def a_source(text):
     if len(set(names)) < len(names):
         raise argparse.ArgumentTypeError(f"{text!r} names a data set twice")
     return "+".join(names)
+
+
+REPEATED = {  # the flags that a command in a message takes over: (flag, what it is without it, scripts that read it)
+    "dataset": ("-d", None, "pretrain embedding classifier cross_dataset_test"),
+    "dataset_version": ("-dv", "20_120", "pretrain embedding classifier cross_dataset_test"),
+    "model_version": ("-mv", "v1", "pretrain embedding classifier cross_dataset_test"),
+    "save_model": ("-s", "model", "pretrain embedding classifier cross_dataset_test"),
+    "model_file": ("-f", None, "embedding classifier cross_dataset_test"),
+    "train_cfg": ("-t", None, "pretrain embedding classifier cross_dataset_test"),
+    "mask_cfg": ("-a", "config/mask.json", "pretrain"),
+    "augument_method": ("-am", None, "pretrain embedding classifier"),
+    "label_index": ("-l", 0, "classifier cross_dataset_test"),
+    "label_rate": ("-lr", None, "classifier"),
+    "seed": ("--seed", None, "pretrain embedding classifier cross_dataset_test"),
+    "gpu": ("-g", None, "pretrain embedding classifier cross_dataset_test"),
+}
+
+
+def again(script, flags):
+    """The command that runs a stage's script, for messages: `flags` ({name: value}, vars(args)) as the user gave them.
+
+    Those that mean nothing there are left out: -t and --seed are of pretraining or of the classifier, and what the
+    other stages call -f, or -s without it, is what pretrain.py calls -s.
+    """
+    pretraining = script in ("pretrain", "embedding")
+    flags = dict(flags)
+    if script == "pretrain":
+        flags["save_model"] = flags.get("model_file") or flags.get("save_model")
+    if (flags.get("default_train_cfg") == "config/pretrain.json") != pretraining:
+        flags |= {"train_cfg": None, "seed": None}
+    command = ["python", f"{script}.py"]
+    for name, (flag, default, scripts) in REPEATED.items():
+        if script in scripts.split() and flags.get(name) not in (None, default):
+            command += [flag, str(flags[name])]
+    return shlex.join(command)
 
 
 def add_abstain(parser):

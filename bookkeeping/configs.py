@@ -9,10 +9,13 @@ import os
 from pathlib import Path
 
 from bookkeeping.artefacts import read_json
-from bookkeeping.commands import AUGMENTATION, UserError, warn
+from bookkeeping.commands import AUGMENTATION, UserError, again, warn
 
 HERE = Path(__file__).resolve().parents[1]
 REQUIRED = object()
+GRAVITY = 9.80665  # m/s^2 in one g, exact by definition
+ACC_UNITS = {"m/s2": 1.0, "g": GRAVITY, "mg": GRAVITY / 1000}
+PREPARED = {name: name for name in ("uci", "motion", "shoaib", "hhar", "dsads", "uschad", "sim")} | {"uci20": "sim"}
 READERS = {}  # method of a model version: (reader of its encoder's entry, of its classifier's); v2/ adds its own
 
 
@@ -188,8 +191,8 @@ def method_of(version):
 def refuse_v2(args):
     """Raise UserError for -mv v2 where a model is pretrained or its representation asked for: v2 has neither."""
     if method_of(args.model_version) == "v2":
-        flags = f"-mv {args.model_version} -d {args.dataset}"
-        raise UserError(f"-mv {args.model_version} learns from labels alone; go on with: python classifier.py {flags}")
+        then = again("classifier", vars(args) | {"model_file": None, "augument_method": None})
+        raise UserError(f"-mv {args.model_version} learns from labels alone; go on with: {then}")
 
 
 def read_encoder_config(version):
@@ -239,6 +242,15 @@ def data_path(dataset, version, kind="data"):
     return Path("dataset") / dataset / f"{kind}_{version}.npy"
 
 
+def how_to_make(dataset, version):
+    """What to do about windows that are missing or malformed, for messages."""
+    if version != "20_120":
+        return f"dataset/prepare.py makes 20_120, not {version}: put your own there, or choose another -dv"
+    if dataset in PREPARED:
+        return f"make it with: python dataset/prepare.py -d {PREPARED[dataset]}"
+    return f"put it there, or make it with: python dataset/prepare.py -d {dataset} --raw FOLDER --recordings FILE.json"
+
+
 def dataset_entries(path="dataset/data_config.json"):
     """All data sets' entries by NAME_VERSION."""
     entries = read_json(find_config(path), "the data sets' configuration")
@@ -257,17 +269,35 @@ def dataset_config(dataset, version):
             raise UserError(
                 f"{path} has no entry {key!r} (there: {', '.join(entries) or 'none'}); check -d, -td and -dv"
             )
+        rate, said = version.split("_")[0], entries[key].get("sr")
+        if rate.isdecimal() and said is not None and said != int(rate):
+            raise UserError(f"{path}, {key}: 'sr' is {said}, but the name says {rate} Hz; correct one of them")
         found.append(entries[key])
     return found[0] if len(found) == 1 else together(dict(zip(sets_of(dataset), found, strict=True)), version)
 
 
+def acc_unit(entry, name):
+    """What a set's acceleration is multiplied with to be in m/s^2, by its entry's "acc_unit". Raises UserError."""
+    unit = entry.get("acc_unit", "m/s2")
+    if not isinstance(unit, str) or unit not in ACC_UNITS:
+        raise UserError(f"dataset/data_config.json, {name}: 'acc_unit' must be one of {', '.join(ACC_UNITS)}")
+    return ACC_UNITS[unit]
+
+
 def sharing(source, target, version):
-    """The sources that share users with the target: it is one of them, or an entry's "shares_users_with" says so."""
-    entries = dataset_entries()
+    """The sources that share users with the target: it is one of them, or an entry's "shares_users_with" says so.
+
+    Of the project's own sets its own data_config.json says it where another one that is in use does not.
+    """
+    path = HERE / "dataset" / "data_config.json"
+    known = [dataset_entries(), read_json(path, "the data sets' configuration") if path.is_file() else {}]
 
     def said(name):
-        found = entries.get(f"{name}_{version}", {})
-        return found.get("shares_users_with", []) if isinstance(found, dict) else []
+        found = [entries.get(f"{name}_{version}") for entries in known]
+        said = next((e["shares_users_with"] for e in found if isinstance(e, dict) and "shares_users_with" in e), [])
+        if not isinstance(said, list):
+            raise UserError(f"dataset/data_config.json, {name}_{version}: 'shares_users_with' must be a list of names")
+        return said
 
     return [name for name in sets_of(source) if name == target or target in said(name) or name in said(target)]
 
@@ -302,6 +332,11 @@ def label_columns(config):
     return dict(sorted(columns.items(), key=lambda item: item[1]))
 
 
+def described(config):
+    """What an entry's label columns are: {name: {"index": column, "names": of its ids}}."""
+    return {name: {"index": i, "names": label_names(config, i)[1]} for name, i in label_columns(config).items()}
+
+
 def label_names(config, index, where="dataset/data_config.json"):
     """What label column `index` is, and the names of its ids: ("activity", ["walking", ...])."""
     columns = {i: name for name, i in label_columns(config).items()}
@@ -312,6 +347,8 @@ def label_names(config, index, where="dataset/data_config.json"):
     size, names = config.get(f"{name}_label_size"), config.get(f"{name}_label")
     if not whole(1, 10000)[0](size) or not isinstance(names, list | None) or (names and len(names) != size):
         raise UserError(f"{where}: {name}_label_size must be the number of ids, and {name}_label name each of them")
+    if names and len(set(map(str, names))) < size:
+        raise UserError(f"{where}: {name}_label has a name twice; every id needs its own")
     return name, [str(n) for n in names] if names else [f"{name} {i}" for i in range(size)]
 
 
@@ -331,5 +368,8 @@ def check_fits(model_cfg, data_cfg, mask_cfg=None):
             )
     if model_cfg.get("method") != "v2":
         check_gyroscope(data_cfg)
+    if model_cfg.get("method") == "v2" and data_cfg.get("sr") != 20:
+        has = f"its windows must have 20 Hz ('sr' in dataset/data_config.json), not {data_cfg.get('sr')}"
+        raise UserError(f"version v2 knows movement by its speed: {has}; resample them, or choose -mv v1")
     if mask_cfg and round(mask_cfg["mask_ratio"] * model_cfg["seq_len"]) >= model_cfg["seq_len"]:
         raise UserError("config/mask.json: 'mask_ratio' leaves no step unmasked; lower it")

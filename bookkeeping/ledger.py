@@ -18,7 +18,22 @@ from bookkeeping.commands import UserError, warn
 from bookkeeping.configs import data_path, sets_of
 
 PATH = "saved/results.csv"
+FIRST = (
+    "source",
+    "target",
+    "dataset_version",
+    "augment_method",
+    "label_rate",
+    "seed",
+    "windows",
+    "accuracy",
+    "precision_macro",
+    "recall_macro",
+    "f1_macro",
+    "f1_micro",
+)  # a table without these is another one
 PRETRAIN = ("dataset", "dataset_version", "augment_method", "model_version", "train", "mask", "model")
+ARRAYS = ("window", "label", "logits")  # of a file of predictions
 CLASSIFY = ("label_index", "label_rate", "augment_method", "train", "model", "classes")
 
 
@@ -34,7 +49,10 @@ def data_fingerprints(dataset, version):
     """
     paths = [data_path(name, version, kind) for name in sets_of(dataset) for kind in ("data", "label")]
     stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
-    return [s and _fingerprint(path, (s.st_mtime_ns, s.st_size)) for path, s in zip(paths, stats, strict=True)]
+    found = [s and _fingerprint(path, (s.st_mtime_ns, s.st_size)) for path, s in zip(paths, stats, strict=True)]
+    entries = [configs.dataset_entries().get(f"{name}_{version}") for name in sets_of(dataset)]
+    units = [entry.get("acc_unit", "m/s2") if isinstance(entry, dict) else "m/s2" for entry in entries]
+    return found if set(units) == {"m/s2"} else [found, units]
 
 
 def training(pretrain, classifier, more=()):
@@ -91,9 +109,9 @@ def save_test(npz, pair, settings, result, predictions, confidence=None):
     row |= {key: settings[key] for key in first}
     row |= {key: round(value, 6) for key, value in result.items() if key not in ("confusion", "majority")}
     row |= {key: value for key, value in settings.items() if key not in first}
-    row |= {"majority": round(result["majority"], 6)}
+    row |= {"classes": classes(*pair[1:], settings.get("label_index", 0)), "majority": round(result["majority"], 6)}
     row |= {key: round(value, 6) if isinstance(value, float) else value for key, value in confidence.items()}
-    artefacts.append_row(PATH, row)
+    artefacts.append_row(PATH, row, FIRST)
 
 
 def shared_users(source, target, version):
@@ -121,30 +139,63 @@ def confidence_columns(found, source_test):
     return columns | {key: found[key] for key in ("abstain", "coverage", "accuracy_kept") if key in found}
 
 
+def classes(dataset, version, label_index):
+    """A target's class names in the order of its ids, as its entry has them now: walking|upstairs|..."""
+    return "|".join(configs.label_names(configs.dataset_config(dataset, version), label_index)[1])
+
+
 def read_rows(path=PATH):
-    """The rows by config_hash, text as it stands; of several with one hash the last. No file is no rows."""
-    rows = artefacts.read_table(path) if Path(path).exists() else []
-    return {row["config_hash"]: row for row in rows if row.get("config_hash")}
+    """The rows by config_hash, text as it stands; of several with one hash the last. No file is no rows.
+
+    A row whose target's classes are now called or ordered differently is another experiment's, and left out; an older
+    row, which does not say what they were, is taken to have those of now.
+    """
+    rows = artefacts.read_table(path, FIRST) if Path(path).exists() else []
+    now = functools.cache(classes)
+
+    def fits(row):
+        try:
+            return row.get("classes", "") in ("", now(row["target"], row["dataset_version"], int(row["label_index"])))
+        except (UserError, KeyError, ValueError):  # the set or the column is no longer there
+            return True
+
+    return {row["config_hash"]: row for row in rows if row.get("config_hash") and fits(row)}
 
 
 def read_predictions(npz, key):
     """(window, label, logits) of the file `npz`, or None if it is gone or belongs to another row than `key`."""
-    try:
-        with np.load(npz, allow_pickle=False) as saved:
-            if str(saved["config_hash"]) != key:
-                return None
-            return saved["window"], saved["label"], saved["logits"]
-    except FileNotFoundError:
+    found = read_npz(npz)
+    return None if found is None or found["config_hash"] != key else tuple(found[k] for k in ARRAYS)
+
+
+def read_npz(npz):
+    """What save_test kept: {"window": (n,), "label": (n,), "logits": (n, K), "config_hash": text, "temperature": ...}.
+
+    The temperature is None where the file holds probabilities, 1 where an older file has none. None without the file.
+    Raises UserError for a file that is not as it was written.
+    """
+    if not os.path.exists(npz):
         return None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    try:
+        artefacts.check_unpacks(npz)
+        with np.load(npz, allow_pickle=False) as saved:
+            found = {name: saved[name] for name in ARRAYS}
+            found["config_hash"] = str(saved["config_hash"]) if "config_hash" in saved.files else ""
+            temperature = float(saved["temperature"]) if "temperature" in saved.files else 1.0
+        window, label, logits = (found[name] for name in ARRAYS)
+        if window.ndim != 1 or window.shape != label.shape or logits.ndim != 2 or len(logits) != len(label):
+            raise ValueError("its arrays don't go together")
+        if any(part.dtype.kind not in "iu" for part in (window, label)) or not np.isfinite(logits).all():
+            raise ValueError("it holds what is no number")
+        if len(label) and not (window.min() >= 0 and 0 <= label.min() and label.max() < logits.shape[1]):
+            raise ValueError("a window or label is out of range")
+        if temperature <= 0:
+            raise ValueError("its temperature is not above 0")
+    except Exception as error:  # NumPy and zipfile raise anything on a malformed file
         raise UserError(f"{npz} is not a readable file of predictions ({error}); remove it and repeat") from error
+    return found | {"temperature": None if np.isnan(temperature) else temperature}
 
 
 def read_temperature(npz):
-    """The temperature in a file of predictions that read_predictions found good: None where it holds probabilities.
-
-    1 where an older file has none.
-    """
-    with np.load(npz, allow_pickle=False) as saved:
-        found = float(saved["temperature"]) if "temperature" in saved.files else 1.0
-    return None if np.isnan(found) else found
+    """The temperature in a file of predictions that is there: None where it holds probabilities."""
+    return read_npz(npz)["temperature"]

@@ -1,23 +1,34 @@
-"""What the machine leaves a run: memory, by the system's word and by the limits of the container it runs in."""
+"""What the machine leaves a run: memory, by the system's word, the container's limits and the shell's (ulimit -v)."""
 
 import contextlib
+import resource
 from pathlib import Path
 
 UNREADABLE = 2 * 10**9  # bytes that a limit stands for whose file is there and can't be read
 
 
 def available_memory(proc="/proc", cgroups="/sys/fs/cgroup"):
-    """Bytes that this process may still take: what the system has available, or less where a control group says so.
+    """Bytes that this process may still take: what the system has available, or less where a limit says so.
 
-    Control groups of version 1 and 2, nested ones too: the tightest counts.
+    Limits of control groups of version 1 and 2, nested ones too, and of the address space: the tightest counts.
     """
-    amounts = [
-        room for folder, names in groups(Path(proc), Path(cgroups)) if (room := left(folder, *names)) is not None
-    ]
+    amounts = [left(folder, *names) for folder, names in groups(Path(proc), Path(cgroups))]
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = (Path(proc) / "meminfo").read_text().splitlines()
         amounts.append(next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")))
-    return max(0, min(amounts, default=UNREADABLE))
+    amounts.append(address_space(Path(proc)))
+    return max(0, min((room for room in amounts if room is not None), default=UNREADABLE))
+
+
+def address_space(proc):
+    """What `ulimit -v` leaves; None without such a limit."""
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most == resource.RLIM_INFINITY:
+        return None
+    try:
+        return most - int((proc / "self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError, IndexError):
+        return UNREADABLE
 
 
 def groups(proc, cgroups):
@@ -42,10 +53,10 @@ def groups(proc, cgroups):
 
 def left(folder, limit, usage):
     """What a group leaves of its limit; None where there is none, UNREADABLE where its file can't be read."""
-    if not (folder / limit).exists():
-        return None
     try:
         most = (folder / limit).read_text().strip()
         return None if most == "max" else int(most) - int((folder / usage).read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return UNREADABLE if (folder / limit).is_file() else None  # the usage's may be what is missing
     except (OSError, ValueError):
         return UNREADABLE

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from bookkeeping.artefacts import atomic, check_writable, differing
+from bookkeeping.artefacts import atomic, check_unpacks, check_writable, differing, fits
 from bookkeeping.commands import UserError
 
 COPY_SECONDS = 1  # how much work an interruption may cost
@@ -46,6 +46,39 @@ def undisturbed():
         signal.signal(signal.SIGTERM, before)
 
 
+def check(state, parts, n_epochs):
+    """Raise ValueError unless a state has the parts, the best ones so far and the history of a run of `n_epochs`."""
+    epoch, best, history = (state[name] for name in ("epoch", "best", "history"))
+    numbers = {"*": (int, float)}
+    if not fits(epoch, int) or not 0 < epoch <= n_epochs or not fits(best.get("loss", 0.0), float):
+        raise ValueError("no such epoch or loss")
+    if not history or not fits(history, [numbers]) or any(row.keys() != history[0].keys() for row in history):
+        raise ValueError("no such history")
+    if best.get("loss", math.inf) == math.inf:  # nothing is the best one yet, or the last one is
+        return
+    if not fits(best["epoch"], int):
+        raise ValueError("no such best epoch")
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            shapes = [{key: tensor.shape for key, tensor in s.items()} for s in (part.state_dict(), best[name])]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"the best {name} is another network's")
+
+
+def check_optimizer(optimizer, fresh, state):
+    """Raise ValueError unless an Adam that has loaded `state` is one that can go on; `fresh` is its own before."""
+    for old, new in zip(fresh["param_groups"], state["param_groups"], strict=True):
+        same = {key for key in old if not isinstance(old[key], torch.Tensor)}
+        if old.keys() != new.keys() or any(
+            type(old[key]) is not type(new[key]) or old[key] != new[key] for key in same
+        ):
+            raise ValueError("another optimiser's settings")
+    for parameter, found in optimizer.state.items():
+        shapes = {key: value.shape for key, value in found.items()}
+        if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+            raise ValueError("another optimiser's state")
+
+
 class Resume:
     """The state file of one run. `config` is all that the result depends on; another one's state is refused.
 
@@ -67,6 +100,7 @@ class Resume:
         if not self.path.exists():
             return None
         try:
+            check_unpacks(self.path)
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             config, state = dict(json.loads(state["config"])), dict(state["state"])
         except Exception as error:  # torch raises anything from KeyError to UnpicklingError
@@ -86,8 +120,15 @@ class Resume:
         """
         if not (state := self.load()):
             return 0, {"loss": math.inf}, []
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
+        try:
+            check(state, parts, n_epochs)
+            for name, part in parts.items():
+                before = copied(part.state_dict())
+                part.load_state_dict(state[name])
+                if isinstance(part, torch.optim.Optimizer):
+                    check_optimizer(part, before, state[name])
+        except Exception as error:  # torch raises anything on what is no state of the part
+            raise UserError(f"{self.path} is not a readable training state; start afresh with --restart") from error
         print(f"continuing from {self.path}: {state['epoch']} of {n_epochs} {unit} are done")
         return state["epoch"], state["best"], state["history"]
 

@@ -1,7 +1,6 @@
 """Fetching an archive into downloads/: progress bar, resumed after a break, length and SHA-256 checked, timeouts."""
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import os
@@ -11,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from bookkeeping.commands import UserError
+from bookkeeping.locks import locked
 
 FOLDER = Path("downloads")
 TIMEOUT = 30  # seconds without a byte
@@ -35,16 +35,8 @@ def fetch(url, name, size=None, sha256=None, timeout=TIMEOUT, attempts=ATTEMPTS,
         except UserError:
             path.unlink()  # damaged, or of another version
     part = path.with_name(name + ".part")
-    try:
-        FOLDER.mkdir(exist_ok=True)
-        handle = open(part, "ab")
-    except OSError as error:
-        raise UserError(f"{part} cannot be written: {error.strerror or error}") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{part}: another process is fetching it; wait for that one") from error
+    busy = f"{part}: another process is fetching it; wait for that one"
+    with locked(part.with_name(f".{part.name}.lock"), busy), open(part, "ab") as handle:
         for attempt in range(attempts):
             try:
                 if _transfer(url, handle, size, timeout, path.name):

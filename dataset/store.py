@@ -4,8 +4,6 @@ The two .npy files cannot be replaced in one step. So the JSON says `"complete":
 written and gets their fingerprints after the last: a crash in between leaves a data set that the loader refuses.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -16,6 +14,7 @@ import numpy as np
 from bookkeeping.artefacts import atomic, fingerprint, read_json, save_json, save_npy
 from bookkeeping.commands import UserError
 from bookkeeping.configs import find_config
+from bookkeeping.locks import locked
 from dataset.windows import CLASSES, VERSION, config_entry, label_array
 
 CONFIG = Path("dataset") / "data_config.json"
@@ -66,7 +65,8 @@ SAID = ("shares_users_with",)  # what windows can't tell: it stays in an entry t
 
 def save_entry(key, entry):
     """Put `entry` under `key` into dataset/data_config.json of the current folder, if it is not there as it is."""
-    with _only_one(CONFIG.parent):
+    path = Path(os.path.realpath(CONFIG))  # a symbolic link stays one
+    with locked(CONFIG.with_name(f".{CONFIG.name}.lock")):  # two at once must not undo each other's entry
         entries = read_json(find_config(CONFIG), "the data sets' configuration")
         if not isinstance(entries, dict):
             raise UserError(f"{CONFIG} must be a JSON object of data sets")
@@ -74,20 +74,8 @@ def save_entry(key, entry):
         entry = entry | {k: old[k] for k in SAID if k in old} if isinstance(old, dict) else entry
         if old == entry:
             return
-        with atomic(CONFIG) as handle:
+        with atomic(path) as handle:
             handle.write(_text(entries | {key: entry}).encode())
-
-
-@contextlib.contextmanager
-def _only_one(folder):
-    """Two preparations at once must not undo each other's entry."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _text(entries):

@@ -7,7 +7,7 @@ writes  saved/baseline_cnn_uci_20_120/model.pt, a JSON and the losses (CSV) besi
         the predictions (model_motion.npz) for each target
 
 -b cnn         a small 1-D CNN on instance-normalised windows
--b forest      a random forest on simple statistics of the windows (scikit-learn); it keeps no model file
+-b forest      a random forest on simple statistics of the windows (scikit-learn); of it the JSON alone is kept
 -b end_to_end  CrossHAR's encoder and classifier, trained together from random weights
 
 The labelled windows are those that classifier.py picks for the same -lr, --seed, -am and config/train.json, copies
@@ -32,7 +32,8 @@ import plain
 import utils
 from augment import augment_copies, copy_count, instance_norm, make_generator
 from bookkeeping import artefacts, configs, ledger
-from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, a_name, add_abstain, make_parser, run, warn
+from bookkeeping.commands import AUGMENTATION, LABEL_RATE, UserError, a_name, add_abstain, make_parser, run
+from bookkeeping.stems import replacing
 from classifier import train_epoch
 from models import Classifier, Transformer
 
@@ -44,6 +45,7 @@ def get_args(argv=None):
     parser.add_argument("-b", "--baseline", choices=MODELS, default="cnn", help="which model (default cnn)")
     parser.add_argument("--targets", nargs="+", type=a_name, help="target data sets (default: that of -td)")
     add_abstain(parser)
+    parser.add_argument("--restart", action="store_true", help="replace a baseline of other labels")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return configs.parse(parser, argv)
 
@@ -133,9 +135,13 @@ def stem_path(args, ending):
     return Path("saved") / folder / f"{args.save_model}{ending}"
 
 
-def labelled_windows(dataset, version, label_index):
-    """A data set's windows (N, T, C), one id per window (-1 where it changes within), the classes' names."""
+def labelled_windows(dataset, version, label_index, by_size=False):
+    """A data set's windows (N, T, C), one id per window (-1 where it changes within), the classes' names.
+
+    `by_size`: whether the model goes by the acceleration's size, as the forest does.
+    """
     data, labels, entry = utils.load_windows(dataset, version)
+    utils.check_gravity(dataset, version, data, refuse=by_size)
     configs.check_gyroscope(entry)
     column, names = configs.label_names(entry, label_index)
     ids = utils.window_labels(labels, label_index, names, utils.data_path(dataset, version, "label"))
@@ -198,41 +204,48 @@ def build(args, config):
 
 def fit(args, config, engine, sizes, labelled, val):
     """Train the model of -b on (windows, labels) pairs; returns (windows -> logits or probabilities, temperature)."""
+    made_from = utils.Files(args.dataset, args.dataset_version).data("data", "label")
     if args.baseline == "forest":
+        artefacts.save_json(stem_path(args, ".json"), artefacts.make_record(config, made_from, "cpu"))
         return fit_forest(*labelled, len(config["classes"]), config["train"]["seed"]), None
     torch.manual_seed(config["train"]["seed"])
     model = build(args, config).to(engine.device)
     predict, history, epoch = fit_network(engine, model, config["train"], sizes, *labelled, *val, args.quiet)
     temperature = metrics.fit_temperature(predict(val[0]), val[1])
     artefacts.save_table(stem_path(args, "_losses.csv"), history)
-    made_from = utils.Files(args.dataset, args.dataset_version).data("data", "label")
     record = artefacts.make_record(config, made_from, str(engine.device), epoch=epoch, temperature=temperature)
     artefacts.save_state(stem_path(args, ".pt"), model.state_dict(), record)
     return predict, temperature
 
 
-def check_targets(args, targets, column):
-    """Refuse, before anything is trained, a target that is one of several sources or that has other classes."""
-    sources = utils.sets_of(args.dataset)
+def load_targets(args, targets, column):
+    """{target: its windows (N, T, C) and labels (N,), -1 for none}, all checked before anything is trained.
+
+    Raises UserError for one that is among several sources, has other classes or no window with a label.
+    """
+    sources, found = utils.sets_of(args.dataset), {}
     for target in targets:
         if len(sources) > 1 and target in sources:
             raise UserError(f"--targets {target} is one of the sources {', '.join(sources)}; choose another")
-        if target == args.dataset:
-            warn(f"{target} is the source too: windows it was trained on are among those tested")
-        found, own = configs.label_names(configs.dataset_config(target, args.dataset_version), args.label_index)
-        if found != column[0] or sorted(own) != sorted(column[1]):
+        by_size = args.baseline == "forest"
+        data, labels, (name, own) = labelled_windows(target, args.dataset_version, args.label_index, by_size)
+        labels = utils.in_classes(labels, own, column[1])
+        if name != column[0] or labels is None:
             where = f"in {args.dataset} and in {target}; see dataset/data_config.json"
             raise UserError(f"-l {args.label_index} does not name the same classes {where}")
+        if not (labels >= 0).any():
+            raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
+        found[target] = data, labels
+    return found
 
 
-def test(args, config, target, predict, temperature, source):
-    """Score the model on a target, print and keep it; returns the scores. `source` are those on the own test part."""
-    version, names = args.dataset_version, config["classes"]
-    data, labels, (_, own) = labelled_windows(target, version, args.label_index)
-    labels = utils.in_classes(labels, own, names)
+def test(args, config, target, windows, predict, temperature, source):
+    """Score the model on a target's windows (load_targets), print and keep it; returns the scores.
+
+    `source` are those on the own test part.
+    """
+    version, names, (data, labels) = args.dataset_version, config["classes"], windows
     rows = np.flatnonzero(labels >= 0)
-    if len(rows) == 0:
-        raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")
     logits = predict(data[rows])
     result = metrics.scores(labels[rows], logits.argmax(1), len(names))
     confidence = metrics.assess(logits, labels[rows], temperature, args.abstain)
@@ -255,11 +268,12 @@ def test(args, config, target, predict, temperature, source):
 
 def main(args):
     config = training(args)
+    ledger.read_rows()  # refuses a table that is another
     cfg, rate, method, names = config["train"], config["label_rate"], config["augment_method"], config["classes"]
     engine = plain.engine("cpu" if args.baseline == "forest" else args.gpu, args.deterministic)
-    raw, ids, column = labelled_windows(args.dataset, args.dataset_version, args.label_index)
-    targets = args.targets or [args.target_dataset]
-    check_targets(args, targets, column)
+    by_size = args.baseline == "forest"
+    raw, ids, column = labelled_windows(args.dataset, args.dataset_version, args.label_index, by_size)
+    targets = load_targets(args, args.targets or [args.target_dataset], column)
 
     copies = copy_count(method)
     windows, ids = augment_copies(raw, method, cfg["seed"]), np.tile(ids, copies)
@@ -274,12 +288,15 @@ def main(args):
     def take(rows):
         return windows[rows], torch.from_numpy(ids[rows])
 
-    predict, temperature = fit(args, config, engine, sizes, take(labelled), take(val))
-    logits = predict(windows[rest])
-    source = metrics.scores(ids[rest], logits.argmax(1), len(names)) | metrics.errors(logits, ids[rest], temperature)
-    print(metrics.report(f"{args.dataset}, test part", source, names))
-    print(metrics.confidence_report(source | {"temperature": temperature}))
-    return {target: test(args, config, target, predict, temperature, source) for target in targets}
+    with replacing(stem_path(args, ".pt"), config, args.restart):
+        predict, temperature = fit(args, config, engine, sizes, take(labelled), take(val))
+        logits = predict(windows[rest])
+        source = metrics.scores(ids[rest], logits.argmax(1), len(names)) | metrics.errors(
+            logits, ids[rest], temperature
+        )
+        print(metrics.report(f"{args.dataset}, test part", source, names))
+        print(metrics.confidence_report(source | {"temperature": temperature}))
+        return {target: test(args, config, target, w, predict, temperature, source) for target, w in targets.items()}
 
 
 if __name__ == "__main__":

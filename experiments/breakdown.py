@@ -16,7 +16,7 @@ import sys
 import numpy as np
 
 import utils
-from bookkeeping import configs
+from bookkeeping import configs, ledger
 from bookkeeping.commands import Parser, UserError, a_name, a_number, run
 from metrics import scores, spread
 
@@ -35,11 +35,10 @@ def get_args(argv=None):
 
 def read(path, ids):
     """(numbers of the windows, labels, predictions) of a file of predictions; they must be of the data set at hand."""
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            window, label, predicted = saved["window"], saved["label"], saved["logits"].argmax(1)
-    except (OSError, ValueError, KeyError, EOFError, IndexError) as error:
-        raise UserError(f"{path} is not a readable file of predictions ({error})") from error
+    found = ledger.read_npz(path)
+    if found is None:
+        raise UserError(f"{path} is not a readable file of predictions: it is missing")
+    window, label, predicted = found["window"], found["label"], found["logits"].argmax(1)
     if len(window) == 0 or window.max() >= len(ids) or (ids[window] != label).any():
         raise UserError(f"{path} holds predictions of other windows than those of -td; check -td, -dv and -l")
     return window, label, predicted

@@ -284,8 +284,9 @@ class Grid:
         return str(own)
 
     def classifier_stem(self, cell):
-        """The -s of a classifier: the pretrained stem, and what differs from its seed and the usual label rate."""
+        """The -s of a classifier: the pretrained stem, and what differs from its seed, the activity, the usual rate."""
         stem = cell.job.stem + (f"_c{cell.seed}" if cell.seed != cell.job.seed else "")
+        stem += f"_l{self.label_index}" if self.label_index else ""  # one stem holds one label column's classifier
         return stem + (f"_lr{cell.rate:g}" if cell.rate != RATE else "")
 
     def _stems(self, cell):

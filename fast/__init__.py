@@ -9,7 +9,7 @@ import ctypes
 import torch
 
 import utils
-from bookkeeping.commands import UserError, check_processes
+from bookkeeping.commands import UserError
 from fast.exact import Exact, Recorded
 from fast.parallel import Processes
 from plain import Plain
@@ -22,7 +22,6 @@ def engine(gpu=None, deterministic=False, *, encoder=None, training=False, preci
     whose default on a GPU is on_gpu (fp32 on a CPU, where the plain path is taken, and for bf16 on a GPU without);
     plain is --plain. Sets PyTorch's own precision. Raises UserError for a device or a precision that is not to be had.
     """
-    check_processes(several=training)
     if deterministic:
         utils.set_deterministic()
     team, shortcuts = Processes(gpu), encoder is None or (encoder["n_layers"] == 1 and encoder["emb_norm"])

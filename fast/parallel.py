@@ -5,8 +5,11 @@ the class tokens of all shares are gathered before BatchNorm and NT-Xent, which 
 gradients are averaged. Validation deals out whole batches. Without torchrun there is one process, and nothing happens.
 """
 
+import contextlib
 import os
+import signal
 import sys
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -29,9 +32,10 @@ class Processes:
             raise UserError(f"--nproc_per_node is more than the {torch.cuda.device_count()} GPUs here; lower it")
         self.device = utils.pick_device(int(os.environ["LOCAL_RANK"]) if on_gpu else gpu)
         if self.size > 1:
-            dist.init_process_group("nccl" if on_gpu else "gloo", device_id=self.device if on_gpu else None)
+            with ended_by_signals():
+                dist.init_process_group("nccl" if on_gpu else "gloo", device_id=self.device if on_gpu else None)
         if self.rank:  # what all have to say, one says
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
     @property
     def first(self):
@@ -84,10 +88,32 @@ class Gather(torch.autograd.Function):
         return gradient[:, processes.share(gradient.shape[1])] * processes.size, None
 
 
-def together(operation, *args):
-    """A collective operation. Raises UserError where another process has gone."""
+@contextlib.contextmanager
+def ended_by_signals():
+    """Ctrl-C and SIGTERM end the process at once meanwhile: while it waits in C++, handlers in Python don't run."""
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
-        operation(*args)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def together(operation, *args):
+    """A collective operation. Raises UserError where another process has gone.
+
+    On CPUs the wait for the others is in pieces, between which Ctrl-C and SIGTERM are heard.
+    """
+    try:
+        if args[-1].is_cuda:
+            operation(*args)
+            return
+        work = operation(*args, async_op=True)
+        while not work.is_completed():
+            with contextlib.suppress(RuntimeError):  # not yet there
+                work.wait(timedelta(seconds=0.2))
+        work.wait()
     except RuntimeError as error:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise  # a collective that cannot be recorded

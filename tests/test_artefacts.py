@@ -393,10 +393,10 @@ def test_the_lock_is_held_from_reading_the_table_to_writing_it(tmp_path, monkeyp
 
         return wrapped
 
-    for name in ("read_table", "save_table"):
+    for name in ("read_columns", "save_table"):
         monkeypatch.setattr(artefacts, name, locked(getattr(artefacts, name)))
     artefacts.append_row(path, {"a": 2})
-    assert seen == ["read_table", "save_table"]
+    assert seen == ["read_columns", "save_table"]
 
 
 def test_rows_of_processes_that_append_at_once_are_all_there_and_whole(tmp_path):
@@ -449,7 +449,9 @@ def test_each_stage_refuses_artefacts_whose_parents_changed_and_names_the_comman
     fails(trained, embed, "model_masked_6_1.pt was made from an older dataset/a/data.*repeat: python pretrain.py -d a")
     fails(trained, classify, "embed_a_20_120.npy was made from an older dataset/a.*repeat: python embedding.py -d a")
     fails(
-        trained, test, "model_transformer.pt was made from an older dataset/a.*repeat: python embedding.py -d a && py"
+        trained,
+        test,
+        "model_transformer.pt was made from an older dataset/a.*repeat: python embedding.py -d a -g cpu && py",
     )
     trained.run("pretrain", "-d", "a")
     fails(trained, classify, "embed_a_20_120.npy was made from an older .*; repeat: python embedding.py -d a")

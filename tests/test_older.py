@@ -65,9 +65,9 @@ def test_a_row_joins_an_older_table_and_is_known_by_its_hash(older, monkeypatch)
         table.write(HEADER + "\n" + ",".join(f"old{i}" for i in range(HEADER.count(",") + 1)) + "\n")
     older.run("cross_dataset_test", "-d", "a", "-td", "b")
     with open("saved/results.csv", newline="") as table:
-        assert table.readline().strip() == HEADER
+        assert table.readline().strip() == HEADER + ",classes"
         table.seek(0)
         first, row = csv.DictReader(table)
-    assert list(first.values()) == [f"old{i}" for i in range(len(first))]
+    assert list(first.values()) == [f"old{i}" for i in range(len(first) - 1)] + [""]
     assert row["config_hash"] == HASH and "" not in row.values()
     assert {"old20", HASH} == set(ledger.read_rows())

@@ -94,6 +94,7 @@ def test_mistakes_name_the_process_and_warnings_come_from_the_first(monkeypatch,
         raise UserError("no such\nthing")
 
     monkeypatch.setattr(commands, "on_interrupt", lambda handler: None)  # this process goes on
+    monkeypatch.setattr(commands, "check_processes", lambda several: None)
     for rank, wanted in (("0", "warning: odd\nerror: no such thing\n"), ("3", "error in process 3: no such thing\n")):
         monkeypatch.setenv("RANK", rank)
         with pytest.raises(SystemExit, match="2"):
@@ -130,9 +131,20 @@ def test_a_batch_is_shared_equally_or_refused(second_of_two):
         second_of_two.share(7)
 
 
+class Done:
+    """A collective operation that has ended."""
+
+    def is_completed(self):
+        return True
+
+    def wait(self):
+        pass
+
+
 def test_gathering_keeps_the_order_of_the_batch_and_its_gradient_is_the_shares(second_of_two, monkeypatch):
-    def all_gather(shares, x):
+    def all_gather(shares, x, async_op):
         shares[0].fill_(7), shares[1].copy_(x)
+        return Done()
 
     monkeypatch.setattr(parallel.dist, "all_gather", all_gather)
     x = torch.randn(2, 3, 4, requires_grad=True)
@@ -144,7 +156,7 @@ def test_gathering_keeps_the_order_of_the_batch_and_its_gradient_is_the_shares(s
 
 
 def test_a_process_that_has_gone_is_one_clear_error(second_of_two, monkeypatch):
-    def gone(*_):
+    def gone(*_, async_op):
         raise RuntimeError("Connection closed by peer")
 
     monkeypatch.setattr(parallel.dist, "all_reduce", gone)

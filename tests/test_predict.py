@@ -254,7 +254,7 @@ def test_mistakes_are_one_line(v2_trained, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and wanted in error, error
     status, _, error = v2_trained.command("predict.py", *RUN, "-g", "cpu", "-s", "other")
-    wanted = "other_transformer.pt is missing; make it with: python classifier.py -mv v2 -d a -s other"
+    wanted = "other_transformer.pt is missing; make it with: python classifier.py -d a -mv v2 -s other -g cpu"
     assert status == 2 and error.startswith("error: ") and error.count("\n") == 1 and wanted in error
     with open("raw/one.csv") as handle:
         short = handle.read().splitlines()[:50]

@@ -11,6 +11,7 @@ import pytest
 from raw_files import project, run  # noqa: F401  (project: a fixture)
 
 from bookkeeping.commands import UserError
+from bookkeeping.locks import locked
 from dataset import download, sources
 
 CONTENT = np.random.default_rng(0).bytes(1_500_000)
@@ -126,13 +127,8 @@ def test_fetch_times_out():
 
 
 def test_two_fetches_at_once(server):
-    import fcntl
-
-    os.mkdir("downloads")
-    with open("downloads/a.zip.part", "ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process"):
-            download.fetch(server.url + "/a.zip", "a.zip")
+    with locked("downloads/.a.zip.part.lock"), pytest.raises(UserError, match="another process"):
+        download.fetch(server.url + "/a.zip", "a.zip")
 
 
 @pytest.fixture

@@ -183,7 +183,8 @@ def test_a_killed_run_continues_from_the_last_state_written(trained, capsys):
     process = trained.start("pretrain.py", "-d", "a", "-g", "cpu", "--quiet", prelude=prelude)
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
-    assert unchanged(trained, before) == [STATE["pretrain"]]
+    lock = "saved/pretrain_base_a_20_120/.model_masked_6_1.pt.lock"  # nobody's any more, and the next run's to remove
+    assert set(unchanged(trained, before)) == {STATE["pretrain"], lock}
     trained.run(*PRETRAIN_A)
     assert "3 of 4 epochs are done" in capsys.readouterr().out
     assert unchanged(trained, before) == []
@@ -257,7 +258,8 @@ def test_a_state_of_another_run_is_refused_with_the_differing_keys(interrupted, 
     before = interrupted.files()
     with pytest.raises(UserError, match=wanted) as caught:
         interrupted.run(*call)
-    assert STATE[call[0]] in str(caught.value) and "--restart" in str(caught.value)
+    assert "--restart" in str(caught.value)
+    assert STATE[call[0]] in str(caught.value) or "was made for other labels" in str(caught.value)
     assert unchanged(interrupted, before) == []
 
 

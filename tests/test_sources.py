@@ -80,8 +80,8 @@ def test_columns_and_classes_are_matched_by_name(project):
 
 
 def test_sets_that_do_not_go_together_are_refused(project):
-    project.dataset("b", 12, sr=50)
-    with pytest.raises(UserError, match="'sr' differs between the sources: 20 \\(a\\), 50 \\(b\\)"):
+    project.dataset("b", 12, seq_len=60)
+    with pytest.raises(UserError, match="'seq_len' differs between the sources: 120 \\(a\\), 60 \\(b\\)"):
         configs.dataset_config("a+b", "20_120")
 
 

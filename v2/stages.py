@@ -24,6 +24,7 @@ from augment import make_generator
 from bookkeeping import artefacts, configs
 from bookkeeping.commands import LABEL_RATE, UserError
 from bookkeeping.resume import Resume
+from bookkeeping.stems import replacing
 from v2.invariants import represent
 from v2.networks import Network
 from v2.physics import augment, replay
@@ -133,6 +134,7 @@ def load(args, config, device):
     """(windows and labels on the device, rows of each source for labelled, training, validation and test), checked."""
     data, labels, entry = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(config["model"], entry)
+    utils.check_gravity(args.dataset, args.dataset_version, data, refuse=True)
     where = utils.data_path(args.dataset, args.dataset_version, "label")
     ids, train = utils.window_labels(labels, args.label_index, config["classes"], where), config["train"]
     counts = utils.counts_of(args.dataset, args.dataset_version)
@@ -172,9 +174,15 @@ def fit(engine, network, data, config, resume, quiet):
 
 def train(args, engine):
     """classifier.py -mv v2: the whole network, on the same labelled windows as v1 picks."""
-    config, device = settings(args), engine.device
-    cfg, names = config["model"], config["classes"]
+    config = settings(args)
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model)
+    with replacing(files.classifier(), config, args.restart):
+        return train_and_save(args, engine, files, config)
+
+
+def train_and_save(args, engine, files, config):
+    """Train, test on the sources' test parts and save, as `config` says (train)."""
+    device, cfg, names = engine.device, config["model"], config["classes"]
     windows, labels, rows = load(args, config, device)
     labelled, train_rows, val, test = map(np.concatenate, rows)
     torch.manual_seed(config["train"]["seed"])
