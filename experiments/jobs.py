@@ -22,6 +22,7 @@ from experiments.grid import SCRIPTS
 
 LOGS = Path("results/logs")
 POLL_SECONDS = 0.5
+TRAINING = ("pretrain.py", "classifier.py", "-m experiments.baselines")  # what takes --restart
 
 
 @contextlib.contextmanager
@@ -64,7 +65,7 @@ def is_there(grid, job):
 def call(command, restart=False):
     """Print a command and run it in this process: the script's main(args)."""
     print(f"\n$ {command}", flush=True)
-    more = ["--restart"] if restart and command.script in ("pretrain.py", "classifier.py") else []
+    more = ["--restart"] if restart and command.script in TRAINING else []
     return SCRIPTS[command.script].main(command.args(*more))
 
 
@@ -79,7 +80,8 @@ def run_job(grid, job, restart=False, keep_embeddings=False):
         trainings = {(cell.rate, cell.seed): cell for cell in missing}
         if grid.is_baseline(job.variant):
             for which, cell in trainings.items():
-                call(grid.baseline(cell, [other.target for other in missing if (other.rate, other.seed) == which]))
+                targets = [other.target for other in missing if (other.rate, other.seed) == which]
+                call(grid.baseline(cell, targets), restart)
             return []
         failed = []
         try:

@@ -442,6 +442,13 @@ def count_steps(project):
     return len(taken)
 
 
+def test_every_epoch_of_the_classifier_draws_on_its_own(trained, monkeypatch):
+    seeds, train_epoch = [], classifier.train_epoch
+    monkeypatch.setattr(classifier, "train_epoch", lambda *a: seeds.append(a[-1].initial_seed()) or train_epoch(*a))
+    trained.run("classifier", "-d", "a", "-lr", 0.5)
+    assert len(seeds) == len(set(seeds)) == 4
+
+
 def test_the_classifiers_precision(trained):
     """It is recorded; tf32 is a GPU's, on a CPU the same bits as fp32."""
     weights = {}

@@ -19,7 +19,7 @@ from bookkeeping.commands import UserError
 from v2 import config as config_v2
 from v2 import networks, physics
 from v2 import stages as v2
-from v2.invariants import CHANNELS, RATE, G, attitude, channels, compose, fourier, represent, rotation, turn
+from v2.invariants import CHANNELS, RATE, G, attitude, channels, compose, fourier, represent, rotation, slope, turn
 
 ENCODER = {"method": "v2", "widths": [4, 6], "kernel": 3, "members": 2, "dropout": 0.1}
 CLASSIFIER = {"method": "v2", "steps": 12, "batch_size": 8, "lr": 0.01, "tempos": [0.8, 1.0]}
@@ -201,6 +201,41 @@ def test_another_segment_swings_about_the_axis_to_the_left_and_gravity_turns_wit
     assert ((pulled > 1) & (pulled < 30)).all()  # metres per second squared
 
 
+def test_slope_is_the_derivative():
+    t = torch.arange(40, dtype=torch.float64)[None, :, None] / RATE
+    torch.testing.assert_close(slope(t.square())[:, 1:-1], 2 * t[:, 1:-1])
+
+
+@pytest.mark.parametrize("tempo", [0.67, 0.8, 1.25, 1.5])
+def test_a_window_replayed_at_another_tempo_is_its_middle(tempo):
+    step = torch.arange(120, dtype=torch.float64)[None, :, None].expand(1, 120, 6)
+    seen = physics.replay(step, tempo)[0, :, 0]
+    assert float(seen.mean()) == pytest.approx(119 / 2) and float(seen.diff().mean()) == pytest.approx(tempo)
+
+
+def test_a_swing_is_a_pendulums():
+    """Its rate is the angle's derivative; what hangs below the joint has the point's second derivative besides."""
+    t = torch.arange(120)[None, :, None] / RATE
+    step = 2 * math.pi * 2 * t  # two steps a second
+    x = torch.cat([2 * step.cos(), 0 * t, G + 3 * step.sin(), *[0 * t] * 3], 2)
+    swing, phase, length = (torch.full((1, 1, 1), value) for value in (0.3, 0.4, 0.5))
+    alone, hung = (physics.relocate(x, swing, phase, pendulum, 0 * swing)[0] for pendulum in (0 * swing, length))
+    assert (
+        torch.equal(alone[:, 3:], hung[:, 3:]) and (alone[:, [3, 5]].abs() < 1e-9).all()
+    )  # about the axis to the left
+    angle = torch.atan2(alone[:, 0], alone[:, 2]) - torch.atan2(x[0, :, 0], x[0, :, 2])  # of the device, about y
+    rate = -slope(angle[None, :, None])[0, :, 0]
+    inside, ours = slice(2, -2), alone[:, 4]
+    assert rate[inside].abs().max() > 0.5
+    torch.testing.assert_close(ours[inside], rate[inside], rtol=0.02, atol=0.02)
+    extra, own = (hung - alone)[:, :3], angle[:, None]  # in the device: turned back into the fixed frame
+    along = extra[:, 0] * own[:, 0].cos() - extra[:, 2] * own[:, 0].sin()
+    above = extra[:, 0] * own[:, 0].sin() + extra[:, 2] * own[:, 0].cos()
+    second = slope(ours[None, :, None])[0, :, 0]
+    torch.testing.assert_close(above, 0.5 * ours.square(), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(along[inside].abs(), 0.5 * second[inside].abs(), rtol=0.05, atol=0.05)
+
+
 def test_faster_is_faster():
     wave = torch.sin(2 * math.pi * 1.7 * torch.arange(120) / RATE)[None]
     flat = torch.stack([torch.zeros_like(wave), torch.zeros_like(wave), wave], 2)
@@ -251,6 +286,15 @@ def test_members_are_independent_networks():
     assert network.encode(x.flatten(1, 2)).shape == (3, 2 * 6, 40)
 
 
+def test_a_prediction_is_the_mean_probability_of_members_and_tempos():
+    torch.manual_seed(0)
+    network, x = networks.Network(CFG, 4).eval(), walks()
+    with torch.no_grad():
+        each = [network(represent(physics.replay(x, tempo), CHANNELS)).softmax(2) for tempo in CFG["tempos"]]
+    wanted = torch.stack(each).mean((0, 2)).log()  # of (tempos, N, E, K)
+    torch.testing.assert_close(v2.predict(network, x, CFG), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_predictions_do_not_depend_on_how_the_target_holds_its_device_and_need_no_gyroscope():
     torch.manual_seed(0)
     network, x = networks.Network(CFG, 4), walks()
@@ -295,6 +339,34 @@ def test_two_scripts_from_windows_to_scores_and_back_from_the_ledger(v2_project,
     v2_project.config("classifier", transformer_v2=CLASSIFIER)
     with pytest.raises(UserError, match="was made with other settings: model.steps"):
         v2_project.run("cross_dataset_test", "-d", "a", "-td", "b", "-mv", "v2")
+
+
+def test_every_round_draws_on_its_own_and_the_temperature_is_the_validation_parts(v2_project, monkeypatch):
+    seeds, fitted, seed_with, fit = [], [], torch.manual_seed, v2.metrics.fit_temperature
+    monkeypatch.setattr(v2.torch, "manual_seed", lambda seed: seeds.append(seed) or seed_with(seed))
+    monkeypatch.setattr(v2.metrics, "fit_temperature", lambda *given: fitted.append(given) or fit(*given))
+    v2_project.run("classifier", "-d", "a", "-lr", 0.5, "-mv", "v2")
+    assert len(seeds) == len(set(seeds)) == 1 + 12 // 4  # the network's, and the rounds'
+    ((logits, _),) = fitted
+    _, val, _ = utils.split_windows(64, 1, 5, "window")
+    windows = v2.as_tensor(np.load("dataset/a/data_20_120.npy")[val])
+    cfg = configs.read_classifier_config("v2")
+    logits_of = v2.load_classifier(f"{SAVED}/model_transformer.pt", cfg, ["w", "u", "d", "s"], "")
+    torch.testing.assert_close(logits, logits_of(windows, torch.device("cpu")))
+
+
+def test_the_learning_rate_warms_up_and_falls_to_nothing(v2_project, monkeypatch):
+    monkeypatch.setattr(v2, "WARM_UP", 3)
+    rates, step = [], torch.optim.Adam.step
+
+    def noted(self, *more):
+        rates.append(float(self.param_groups[0]["lr"]))
+        return step(self, *more)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    v2_project.run("classifier", "-d", "a", "-lr", 0.5, "-mv", "v2")
+    wanted = [0.01 * min(1, (k + 1) / 3) * (0.5 + 0.5 * math.cos(math.pi * k / 12)) for k in range(12)]
+    assert rates == pytest.approx(wanted, rel=1e-4)
 
 
 def test_several_sources(v2_project):
