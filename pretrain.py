@@ -113,7 +113,7 @@ def validate(engine, networks, views, masks, batch_size, both):
 
 def recorded(engine, networks, views, val_views, draws, config):
     """(step(both), check(both), the sums they leave): what they read and write stays in place, so a GPU replays it."""
-    cfg, (_, T, C) = config["train"], (0, *draws.shape)
+    cfg, (T, C) = config["train"], draws.shape
     generator = make_generator(engine.device, cfg["seed"], "validation masks")
     masks = draw_masks(2 * len(val_views), T, C, config["mask"], generator, engine.add_spans)
     trained, validated = torch.zeros(2, device=engine.device), torch.zeros(2, device=engine.device)
@@ -157,7 +157,8 @@ def main(args):
     flags = {"precision": args.precision, "plain": args.plain}
     engine = fast.engine(args.gpu, args.deterministic, encoder=config["model"], training=True, on_gpu="bf16", **flags)
     team, config["precision"] = engine.team, engine.precision
-    print(engine.note) if engine.note else None
+    if engine.note:
+        print(engine.note)
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     with replacing(files.pretraining("masked", weights), config, args.restart, team.first):
         return fit(args, engine, files, config)

@@ -1,6 +1,7 @@
 """Configurations: which keys each file may hold, and reading one with every key checked; the data sets' entries.
 
-Version v2 has its own keys in v2/config.py. Nothing here imports torch.
+Version v2 has its own keys in v2/config.py. What dataset/ knows too stands here again (GRAVITY, PREPARED): prepare.py
+must answer --help without torch, which comes with artefacts.
 """
 
 import difflib

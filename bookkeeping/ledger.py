@@ -133,7 +133,7 @@ def source_scores(result, keys=("windows", "accuracy", "f1_macro")):
 
 
 def confidence_columns(found, source_test):
-    """The columns for confidence: what calibration.assess found, and the errors on the source's own test part."""
+    """The columns for confidence: what metrics.assess found, and the errors on the source's own test part."""
     columns = {key: found[key] for key in ("temperature", "ece", "ece_uncalibrated")}
     columns |= source_scores(source_test, ("ece", "ece_uncalibrated"))
     return columns | {key: found[key] for key in ("abstain", "coverage", "accuracy_kept") if key in found}

@@ -22,7 +22,7 @@ import matplotlib.ticker
 import numpy as np
 
 import metrics
-from bookkeeping import artefacts, ledger, plots
+from bookkeeping import ledger, plots
 from bookkeeping.plots import COLOURS
 from experiments import representations
 from experiments.jobs import current, is_there
@@ -137,7 +137,7 @@ def reliability(results, variant, source, target, made):
 def read_losses(paths):
     """The loss tables of several runs: {column: (runs, epochs)}, cut to the shortest; {} if there are none."""
     tables = []
-    for path in filter(artefacts.Path.exists, paths):
+    for path in filter(Path.exists, paths):
         with open(path, newline="") as handle:
             tables.append(list(csv.DictReader(handle)))
     if not tables:

@@ -5,7 +5,6 @@ interrupted training by its state file. So a run that was killed continues when 
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import subprocess
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from bookkeeping import artefacts, ledger
 from bookkeeping.commands import UserError
+from bookkeeping.locks import locked
 from experiments.grid import SCRIPTS
 
 LOGS = Path("results/logs")
@@ -26,16 +26,17 @@ TRAINING = ("pretrain.py", "classifier.py", "-m experiments.baselines")  # what 
 
 
 @contextlib.contextmanager
-def locked(name):
+def alone(name):
     """Hold a job's lock: a second run of the same job waits here, and finds the rows done then."""
-    folder = Path("results/locks")
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / name, "w") as handle:
+    path, busy = Path("results/locks") / name, f"{name}: another process is at it; waiting"
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{name}: another process is at it; waiting", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            stack.enter_context(locked(path, busy))
+        except UserError as error:
+            if str(error) != busy:
+                raise
+            print(busy, flush=True)
+            stack.enter_context(locked(path))
         yield
 
 
@@ -75,7 +76,7 @@ def run_job(grid, job, restart=False, keep_embeddings=False):
     restart: throw away the state of interrupted trainings; keep_embeddings: don't remove the embedding in the end.
     Raises UserError when training itself fails.
     """
-    with locked(job.name):
+    with alone(job.name):
         missing = [cell for cell in grid.cells(job) if grid.key(cell) not in ledger.read_rows()]
         trainings = {(cell.rate, cell.seed): cell for cell in missing}
         if grid.is_baseline(job.variant):
