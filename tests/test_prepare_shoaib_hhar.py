@@ -280,6 +280,15 @@ def test_hhar_clocks_that_differ_by_minutes_are_not_guessed(tmp_path, capsys):
     assert "a nexus4 nexus4_1: no window is made of it: its accelerometer and gyroscope were never recorded" in err
 
 
+def test_hhar_devices_whose_names_were_swapped_in_one_file_give_no_windows_of_two_phones(tmp_path, capsys):
+    first, second = hhar_rows(range(130)), hhar_rows(range(130), device="nexus4_2", start=HHAR_START + 10**12)
+    acc, gyro = both([first, second])
+    swapped = [[*row[:6], {"nexus4_1": "nexus4_2", "nexus4_2": "nexus4_1"}[row[6]], *row[7:]] for row in gyro]
+    found = hhar_windows(tmp_path, acc + hhar_rows(range(130), user="b"), swapped + hhar_rows(range(130), user="b"))
+    assert found.columns["user"][0].tolist() == [1]
+    assert capsys.readouterr().err.count("were never recorded at once") == 2
+
+
 def test_hhar_every_device_without_a_window_is_named(tmp_path, capsys):
     acc = hhar_rows(range(130)) + hhar_rows(range(130), model="s3") + hhar_rows(range(119), model="s3mini")
     gyro = hhar_rows(range(130)) + hhar_rows(range(119), model="s3mini") + hhar_rows(range(130), user="c", model="s3")
