@@ -159,6 +159,7 @@ def main(args):
     if engine.precision == "bf16" and engine.device.type != "cpu":
         raise UserError("--precision bf16 of the classifier is for a CPU with AMX; take tf32 or fp32 on a GPU")
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
+    utils.check_accepted(args.dataset, args.dataset_version)
     embed, labels, record = load_embedding(args, files)
     config, copies = settings(args, files, embed, record)
     with replacing(files.classifier(), config, args.restart):
