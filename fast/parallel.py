@@ -40,7 +40,7 @@ class Processes:
 
     def join(self, backend, device):
         """Become one of the group, to part from it in any case: see leave."""
-        # PyTorch imports this at an optimiser's first use; its functions' default is the group that there is by then,
+        # whoever imports this later (torch.compile does): its functions' default is the group that there is by then,
         # which so would outlive its end, threads and all
         importlib.import_module("torch.distributed.nn.functional")
         with ended_by_signals():
