@@ -179,7 +179,7 @@ def fit(args, engine, files, labels, record, config, copies):
     (h, y), (val_h, val_y) = (load_rows(files.embedding(), rows, ids, device) for rows in (labelled, val))
     torch.manual_seed(seed)
     model = Classifier(config["model"], len(names)).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=cfg["lr"], fused=True)
+    optimizer = utils.Adam(model.parameters(), lr=cfg["lr"], fused=True)
     how = engine.how([files.embedding(), label_path]) | {"precision": engine.precision}
     resume = Resume(files.classifier("transformer_state.pt"), config | how, args.restart)
     parts = {"model": model, "optimizer": optimizer}

@@ -1,5 +1,6 @@
 """The windows and the files of a run: loading, splitting and labelling windows, and the names of what a run writes."""
 
+import inspect
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -355,3 +356,18 @@ def set_deterministic():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+# ---------------------------------------------------------------------------------------------- optimiser
+
+
+class Adam(torch.optim.Adam):
+    """torch.optim.Adam without what it imports at its first use for torch.compile, which takes as long as PyTorch's own
+    import: of its methods those that PyTorch wraps for that, unwrapped.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
