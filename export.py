@@ -6,7 +6,7 @@ reads   the model that comes with the project (-s ready, the default), or one of
 writes  --out: input `windows` (N, 120, 6) float32, acceleration in m/s^2 with gravity and rotation rate in rad/s, at
         20 Hz, N free, NaN in the last three where there is no gyroscope; output `probabilities` (N, K), calibrated
 
-Representation, tempos, members and temperature are inside; classes, rate, units and where the model came from stand in
+Representation, members and temperature are inside; classes, rate, units and where the model came from stand in
 the file's metadata. Needs the packages of requirements-export.txt. Takes seconds.
 """
 

@@ -5,7 +5,7 @@
 Prepares uci (fetches 19 MB once) and a target that nothing sees in training: motion, where its windows are there or its
 archive can be fetched, else a simulated one made from held-out uci users. Then, under the stem `demo`, the four scripts
 for v1, the paper's method, with the short schedules of config/demo_*.json, and the last two for v2, which needs no
-more, with half of its steps (v2_shorter); and one table of the scores.
+more, with 1200 of its 4000 steps (v2_shorter); and one table of the scores.
 
 v1's are the scores of a few epochs, to see everything work. README.md has those of the full schedule.
 """
@@ -74,7 +74,7 @@ def main(args):
         scores = f"{found['accuracy']:.3f}     {found['f1_macro']:.3f}           {found['majority']:.3f}"
         print(f"{version:12s}{name:28s}{found['windows']:7d}     {scores}")
     seconds = f"{time.monotonic() - start:.0f} seconds in all"
-    print(f"\nv1 after a few epochs, v2 after half of its steps, one run each; {seconds}.")
+    print(f"\nv1 after a few epochs, v2 after fewer steps, one run each; {seconds}.")
     if target == "sim":
         print("The simulated phones differ in what v2 is built to be blind to: its score there says little.")
     return {(version, name): found for version, name, found in rows}

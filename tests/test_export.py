@@ -22,15 +22,14 @@ RECORD = {"config": {"dataset": "a+b", "model_version": "v2"}, "made_from": {"x.
 def small_model(seed=0):
     """A Model of version v2 with random weights, norms that do something, and a temperature."""
     torch.manual_seed(seed)
-    cfg = CFG | {"tempos": [0.8, 1.25]}
-    network = Network(cfg, 4).eval()
+    network = Network(CFG, 4).eval()
     for norm in network.norms:
         norm.running_mean.normal_(0, 0.1), norm.running_var.uniform_(0.5, 2)
 
     def logits_of(windows):
-        return stages.predict(network, windows, cfg)
+        return stages.predict(network, windows, CFG)
 
-    return inference.Model(NAMES, logits_of, 0.7, "v2", RECORD, as_module=lambda: stages.Judge(network, cfg).eval())
+    return inference.Model(NAMES, logits_of, 0.7, "v2", RECORD, as_module=lambda: stages.Judge(network, CFG).eval())
 
 
 @pytest.fixture(scope="module")

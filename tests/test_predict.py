@@ -307,7 +307,7 @@ def test_the_ready_model_is_made_by_one_command_and_judges(v2_trained, capsys, m
     x = make_windows(5, seed=9)[0]
     assert np.array_equal(model.probabilities(x), own.probabilities(x)) and model.temperature == own.temperature
     assert model.record["terms"] == "Not for sale." and model.record["config"]["dataset"] == "a+b"
-    v2_trained.config("classifier", transformer_v2=CLASSIFIER | {"tempos": [1.2]})  # its own configuration counts
+    v2_trained.config("classifier", transformer_v2=CLASSIFIER | {"steps": 7})  # its own configuration counts
     assert np.array_equal(inference.load_ready(path=inference.READY).probabilities(x), own.probabilities(x))
     inference.READY.with_suffix(".json").unlink()
     with pytest.raises(UserError, match="the JSON beside it is missing; .*python -m experiments.ready"):

@@ -12,7 +12,7 @@ from bookkeeping.commands import UserError
 
 G = 9.80665
 V2 = {"method": "v2", "widths": [4, 6], "kernel": 3, "members": 2, "dropout": 0.1}
-V2_CLASSIFIER = {"method": "v2", "steps": 60, "batch_size": 32, "lr": 0.01, "tempos": [1.0]}
+V2_CLASSIFIER = {"method": "v2", "steps": 60, "batch_size": 32, "lr": 0.01}
 TEST = ("cross_dataset_test", "-d", "a", "-mv", "v2", "-td")
 
 

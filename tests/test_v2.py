@@ -22,10 +22,10 @@ from v2 import stages as v2
 from v2.invariants import CHANNELS, RATE, G, attitude, channels, compose, fourier, represent, rotation, slope, turn
 
 ENCODER = {"method": "v2", "widths": [4, 6], "kernel": 3, "members": 2, "dropout": 0.1}
-CLASSIFIER = {"method": "v2", "steps": 12, "batch_size": 8, "lr": 0.01, "tempos": [0.8, 1.0]}
+CLASSIFIER = {"method": "v2", "steps": 12, "batch_size": 8, "lr": 0.01}
 PHYSICS = json.loads((ROOT / "config/physics.json").read_text())
 OFF = {"tempo": [1, 1]} | dict.fromkeys(("moved", "swing", "pendulum", "damping", "lever", "no_gyroscope"), 0)
-CFG = ENCODER | CLASSIFIER | {"channels": CHANNELS, "spectrum": True, "physics": OFF}
+CFG = ENCODER | CLASSIFIER | {"channels": CHANNELS, "spectrum": True, "own_labels": True, "physics": OFF}
 SAVED = "saved/classifier_base_v2_transformer_a_20_120"
 
 
@@ -141,6 +141,10 @@ def test_the_spectrum_is_the_fourier_transforms():
 # --------------------------------------------------------------------------------------------------- physics
 
 
+def retimed(x, tempo, steps=90):
+    return physics.retime(x, steps, x.new_full((len(x), 1), tempo), x.new_full((len(x), 1), 3))
+
+
 def altered(x, **on):
     torch.manual_seed(3)
     return physics.augment(x, OFF | on)
@@ -206,11 +210,11 @@ def test_slope_is_the_derivative():
     torch.testing.assert_close(slope(t.square())[:, 1:-1], 2 * t[:, 1:-1])
 
 
-@pytest.mark.parametrize("tempo", [0.67, 0.8, 1.25, 1.5])
-def test_a_window_replayed_at_another_tempo_is_its_middle(tempo):
+@pytest.mark.parametrize("tempo", [0.8, 1.25])
+def test_a_window_retimed_is_read_at_its_tempo(tempo):
     step = torch.arange(120, dtype=torch.float64)[None, :, None].expand(1, 120, 6)
-    seen = physics.replay(step, tempo)[0, :, 0]
-    assert float(seen.mean()) == pytest.approx(119 / 2) and float(seen.diff().mean()) == pytest.approx(tempo)
+    seen = retimed(step, tempo)[0, :, 0]
+    assert float(seen[0]) == 3 and float(seen.diff().mean()) == pytest.approx(tempo)
 
 
 def test_a_swing_is_a_pendulums():
@@ -240,13 +244,10 @@ def test_faster_is_faster():
     wave = torch.sin(2 * math.pi * 1.7 * torch.arange(120) / RATE)[None]
     flat = torch.stack([torch.zeros_like(wave), torch.zeros_like(wave), wave], 2)
     flat = torch.cat([flat, torch.ones_like(flat)], 2)
-    for tempo in (0.8, 1.4):
-        replayed = physics.replay(flat, tempo)
-        assert abs(physics.step_frequency(replayed[..., 2]).item() - tempo * 1.7) < 0.15
-        assert replayed.shape[1] == int(120 / max(tempo, 1 / tempo)) and torch.allclose(
-            replayed[..., 3:], torch.tensor(tempo)
-        )
-    assert torch.equal(physics.replay(flat, 1), flat)
+    for tempo in (0.8, 1.25):
+        seen = retimed(flat, tempo)
+        assert abs(physics.step_frequency(seen[..., 2]).item() - tempo * 1.7) < 0.15
+        assert torch.allclose(seen[..., 3:], torch.tensor(tempo))
 
 
 # ------------------------------------------------------------------------------------------------ network, drawing
@@ -266,16 +267,43 @@ def test_only_windows_with_a_chance_are_drawn(monkeypatch):
     monkeypatch.setattr(v2, "augment", lambda x, cfg: (drawn.append(x[:, 0, 0].clone()), x)[1])
     x = walks(16)
     x[:, 0, 0] = torch.arange(16)
-    labels, rows = np.arange(16) % 4, np.array([2, 3, 5, 11])
-    odds = torch.from_numpy(v2.cumulative_odds(labels, [rows]))
+    lessons = v2.Lessons(x, np.arange(16) % 4, [[np.array([2, 3, 5, 11])], [np.arange(12)]])
     network, sums = networks.Network(CFG, 4), [torch.zeros(()), torch.zeros(())]
     optimizer = torch.optim.Adam(network.parameters())
-    data = x, torch.from_numpy(labels), odds
-    step = v2.make_step(plain.engine("cpu"), network, optimizer, data, CFG, sums)
+    step = v2.make_step(plain.engine("cpu"), network, optimizer, lessons, CFG, sums)
     for _ in range(6):
         step("step")
     assert set(torch.cat(drawn).int().tolist()) == {2, 3, 5, 11} and sums[0] == 6
+    lessons.label_others(network, CFG)
+    drawn.clear()
+    for _ in range(6):
+        step("step")
+    assert set(torch.cat(drawn).int().tolist()) == set(range(12))
     assert optimizer.param_groups[0]["lr"].item() < 0.01 * 6 / v2.WARM_UP + 1e-6
+
+
+def test_the_labels_of_other_windows_are_the_networks_own():
+    torch.manual_seed(0)
+    x, labels, network = walks(), np.arange(12) % 4, networks.Network(CFG, 4)
+    labelled, train = [np.array([1, 2]), np.array([9])], [np.arange(6), np.array([8, 9, 10])]
+    lessons = v2.Lessons(x, labels, [labelled, train])
+    state = lessons.state_dict()
+    assert [k for k in range(12) if state["labels"][k] >= 0] == [1, 2, 9]  # no other label is there to be seen
+    lessons.label_others(network, CFG)
+    assert network.training and set(state) == {"labels", "odds"}
+    wanted = v2.predict(network, x, CFG).argmax(1)
+    wanted[[1, 2, 9]] = torch.from_numpy(labels)[[1, 2, 9]]
+    wanted[[6, 7, 11]] = -1
+    assert torch.equal(lessons.labels, wanted) and state["odds"] is not lessons.odds
+    chances = lessons.odds.diff(prepend=torch.zeros(1))
+    assert float(chances[:6].sum()) == pytest.approx(0.5) and float(chances[[6, 7, 11]].sum()) == 0
+
+
+@pytest.mark.parametrize("steps, wanted", [(12, 8), (16, 8), (17, 12), (4, 4), (1, 4)])
+def test_half_of_the_steps_are_learnt_from_the_given_labels_alone(monkeypatch, steps, wanted):
+    monkeypatch.setattr(v2, "ROUND", 4)
+    assert v2.halfway({"steps": steps, "own_labels": True}) == wanted
+    assert v2.halfway({"steps": steps, "own_labels": False}) == steps
 
 
 def test_members_are_independent_networks():
@@ -286,12 +314,11 @@ def test_members_are_independent_networks():
     assert network.encode(x.flatten(1, 2)).shape == (3, 2 * 6, 40)
 
 
-def test_a_prediction_is_the_mean_probability_of_members_and_tempos():
+def test_a_prediction_is_the_members_mean_probability():
     torch.manual_seed(0)
     network, x = networks.Network(CFG, 4).eval(), walks()
     with torch.no_grad():
-        each = [network(represent(physics.replay(x, tempo), CHANNELS)).softmax(2) for tempo in CFG["tempos"]]
-    wanted = torch.stack(each).mean((0, 2)).log()  # of (tempos, N, E, K)
+        wanted = network(represent(x, CHANNELS)).softmax(2).mean(1).log()
     torch.testing.assert_close(v2.predict(network, x, CFG), wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -410,7 +437,8 @@ def test_the_same_seed_gives_the_same_file_and_another_one_another(v2_project):
     assert run("--restart") == first != run("--seed", 6, "--restart")
 
 
-def test_a_training_that_is_interrupted_ends_with_the_same_bits(v2_project, monkeypatch):
+@pytest.mark.parametrize("when", [6, 9, 11])  # before, while and after the other windows are labelled
+def test_a_training_that_is_interrupted_ends_with_the_same_bits(v2_project, monkeypatch, when):
     flags = ["-d", "a", "-mv", "v2", "-lr", 0.5]
     v2_project.run("classifier", *flags)
     undisturbed, made = v2_project.files(), v2.represent
@@ -418,7 +446,7 @@ def test_a_training_that_is_interrupted_ends_with_the_same_bits(v2_project, monk
 
     def stops(*args):
         calls.append(1)
-        if len(calls) == 10:
+        if len(calls) == when:
             raise KeyboardInterrupt
         return made(*args)
 
@@ -426,7 +454,7 @@ def test_a_training_that_is_interrupted_ends_with_the_same_bits(v2_project, monk
     with pytest.raises(KeyboardInterrupt):
         v2_project.run("classifier", *flags)
     v2_project.run("classifier", *flags)
-    assert len(calls) < 10 + 12 + 4  # it went on, not began anew; validation and test part at two tempos each
+    assert len(calls) < when + 12 + 3  # it went on, not began anew; the other windows, validation and test part
     assert v2_project.files() == undisturbed
 
 
@@ -442,14 +470,32 @@ def test_a_classifier_killed_by_a_signal_keeps_its_state(v2_project):
     assert [path.name for path in (v2_project.folder / SAVED).iterdir()] == ["model_transformer_state.pt"]
 
 
-def test_labels_of_validation_and_test_windows_are_not_trained_on(v2_project, monkeypatch):
-    seen, whole = set(), v2.cumulative_odds
-    monkeypatch.setattr(
-        v2, "cumulative_odds", lambda labels, rows: (seen.update(*map(set, rows)), whole(labels, rows))[1]
-    )
+def test_labels_of_other_windows_are_not_trained_on(v2_project, monkeypatch, capsys):
+    """Whatever the unlabelled and the test windows' labels are, the weights are the same."""
+    train, _, test = utils.split_windows(64, 1, 5, "window")
+    labelled = utils.pick_labelled(train, 0.5, 64, 1, 5, "window")
+    data, labels = make_windows(64, seed=1)
+
+    def weights():
+        v2_project.dataset("a", data=data, labels=labels)
+        v2_project.run("classifier", "-d", "a", "-mv", "v2", "-lr", 0.5, "--restart")
+        return v2_project.files()[f"{SAVED}/model_transformer.pt"]
+
+    first = weights()
+    assert "from step 8 on also the other 26 training windows, as the network labels them" in capsys.readouterr().out
+    hidden = np.concatenate([np.setdiff1d(train, labelled), test])
+    labels[hidden, :, 0] = (labels[hidden, :, 0] + 1) % 4
+    assert weights() == first
+    labels[labelled[0], :, 0] = (labels[labelled[0], :, 0] + 1) % 4
+    assert weights() != first
+
+
+def test_own_labels_can_be_left_out_and_are_not_needed_where_all_are_given(v2_project, capsys):
+    v2_project.config("classifier", transformer_v2=CLASSIFIER | {"own_labels": False})
     v2_project.run("classifier", "-d", "a", "-mv", "v2", "-lr", 0.5)
-    train = utils.split_windows(64, 1, 5, "window")[0]
-    assert seen == set(utils.pick_labelled(train, 0.5, 64, 1, 5, "window").tolist()) and len(seen) == 25
+    v2_project.config("classifier", transformer_v2=CLASSIFIER)
+    v2_project.run("classifier", "-d", "a", "-mv", "v2", "-lr", 1, "--restart")
+    assert "as the network labels them" not in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ configuration
@@ -462,7 +508,7 @@ def test_labels_of_validation_and_test_windows_are_not_trained_on(v2_project, mo
         ("pretrain_model", "base_v2", {"channels": ["v", "x"]}, "base_v2: 'channels' is"),
         ("pretrain_model", "base_v2", {"kernel": 4}, "base_v2: 'kernel' 4 must be odd"),
         ("pretrain_model", "base_v2", {"widths": []}, "base_v2: 'widths' is []"),
-        ("classifier", "transformer_v2", {"tempo": [1]}, "transformer_v2: unknown key 'tempo'; did you mean 'tempos'"),
+        ("classifier", "transformer_v2", {"step": 1}, "transformer_v2: unknown key 'step'; did you mean 'steps'"),
         ("classifier", "transformer_v2", {"steps": 0}, "transformer_v2: 'steps' is 0"),
         ("physics", "tempi", {"value": [1, 2], "why": "x"}, "unknown key 'tempi'; did you mean 'tempo'"),
         ("physics", "tempo", {"value": [1, 2], "why": " "}, "'tempo' must be"),

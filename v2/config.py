@@ -35,7 +35,7 @@ CLASSIFIER_KEYS = {
     "steps": (whole(1), REQUIRED),
     "batch_size": (whole(2, 100000), REQUIRED),
     "lr": (real(0, 10, strict=True), REQUIRED),
-    "tempos": (listed(real(0.5, 2), "tempos from 0.5 up to 2"), REQUIRED),
+    "own_labels": (flag, True),
 }
 SHARE, LENGTH = real(0, 1), real(0, 10)
 PHYSICS_KEYS = {

@@ -105,11 +105,3 @@ def augment(x, cfg):
     x = relocate(x, swing, uniform(2 * math.pi), pendulum, damping)
     x = shift(x, happens(cfg["moved"]) * cfg["lever"] * torch.randn(N, 1, 3, device=x.device))
     return torch.cat([x[..., :3], x[..., 3:] * (1 - happens(cfg["no_gyroscope"]))], -1)
-
-
-def replay(x, tempo):
-    """The middle of x (N, T, 6) as if the person moved at another tempo, as many steps as fit; at tempo 1 all of it."""
-    T = x.shape[1]
-    steps = int(T / max(tempo, 1 / tempo))
-    start = x.new_full((x.shape[0], 1), (T - 1 - (steps - 1) * tempo) / 2)
-    return retime(x, steps, start.new_full(start.shape, tempo), start) if tempo != 1 else x

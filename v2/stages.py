@@ -3,7 +3,8 @@
 physically-informed augmentation   physics.py draws how the movement would have been recorded elsewhere, anew each time
                                    a window is visited; there are no copies
 few labels                         train: the network on the labelled windows of the sources, each source equally often
-                                   and in it each class; the last step's weights are kept, nothing is chosen
+                                   and in it each class; halfway it labels the sources' other training windows itself
+                                   and goes on with all; the last step's weights are kept, nothing is chosen
 
 A round of steps is a function of (seed, its first step) and of the state at its start, so that an interrupted run
 continues to the same bits on the CPU.
@@ -27,7 +28,7 @@ from bookkeeping.resume import Resume
 from bookkeeping.stems import replacing
 from v2.invariants import represent
 from v2.networks import Network
-from v2.physics import augment, replay
+from v2.physics import augment
 
 ROUND = 50  # steps between states that a run can continue from
 WARM_UP = 30  # steps
@@ -36,7 +37,7 @@ WARM_UP = 30  # steps
 def cumulative_odds(labels, sources):
     """The cumulative chances (n,) with which windows are drawn: sources equally often, in each its classes likewise.
 
-    `sources` are the rows of each source's labelled windows, `labels` (n,) the ids of all windows.
+    `sources` are the rows of each source's windows that have a label, `labels` (n,) the ids of all windows.
     """
     odds = np.zeros(len(labels))
     for rows in sources:
@@ -45,13 +46,35 @@ def cumulative_odds(labels, sources):
     return odds.cumsum()
 
 
-def make_step(engine, network, optimizer, data, cfg, sums):
+class Lessons(nn.Module):
+    """What is learnt from: windows (n, T, 6), labels (n,), -1 where none may be seen, and cumulative odds (n,).
+
+    A module, so that labels and odds belong to the state that a run continues from. They stay in place.
+    """
+
+    def __init__(self, windows, labels, rows):
+        super().__init__()
+        self.windows, self.rows, given = windows, rows[:2], np.concatenate(rows[0])
+        seen, odds = np.full(len(labels), -1), cumulative_odds(labels, rows[0])
+        seen[given] = labels[given]
+        self.labels, self.odds = (nn.Buffer(torch.from_numpy(x).to(windows.device)) for x in (seen, odds))
+
+    def label_others(self, network, cfg):
+        """The other training windows get the classes that the network finds for them, and are drawn from now on."""
+        labelled, train = self.rows
+        others = np.setdiff1d(np.concatenate(train), np.concatenate(labelled))
+        if len(others):
+            self.labels[others] = predict(network, self.windows[others], cfg).argmax(1).to(self.labels.device)
+            self.odds.copy_(torch.from_numpy(cumulative_odds(self.labels.cpu().numpy(), train)))
+        network.train()
+
+
+def make_step(engine, network, optimizer, lessons, cfg, sums):
     """A training step, to be called again and again; `sums` are two scalars on the device: steps done, losses.
 
-    data: windows (n, T, 6), labels (n,) and cumulative odds (n,) on the device. All of it stays there, drawing and the
-    rate of learning too, so that a GPU's engine can record a step and replay it.
+    Data, drawing and the rate of learning stay on the device, so that a GPU's engine can record a step and replay it.
     """
-    windows, labels, odds = data
+    windows, labels, odds = lessons.windows, lessons.labels, lessons.odds
     (done, losses), members, lr = sums, network.members, torch.zeros((), device=windows.device)
     optimizer.param_groups[0]["lr"] = lr
 
@@ -75,22 +98,16 @@ def make_step(engine, network, optimizer, data, cfg, sums):
 class Judge(nn.Module):
     """A network and what it is used with: windows (N, T, 6) -> logits (N, K), in operations that can be exported.
 
-    The logarithm of the mean probability of members and tempos. A window without gyroscope has NaN for its rate, or 0.
+    The logarithm of the members' mean probability. A window without gyroscope has NaN for its rate, or 0.
     """
 
     def __init__(self, network, cfg):
         super().__init__()
-        self.network, self.tempos, self.channels = network, cfg["tempos"], cfg["channels"]
+        self.network, self.channels = network, cfg["channels"]
 
     def forward(self, windows):
-        x, total, of_length = windows.nan_to_num(), 0, {}
-        for tempo in self.tempos:
-            view = replay(x, tempo)
-            of_length.setdefault(view.shape[1], []).append(view)
-        for views in of_length.values():  # views of one length go through the network together
-            p = self.network(represent(torch.cat(views), self.channels)).softmax(2).mean(1)
-            total = total + p.unflatten(0, (len(views), -1)).sum(0)
-        return (total / len(self.tempos)).clamp(min=1e-9).log()
+        p = self.network(represent(windows.nan_to_num(), self.channels)).softmax(2).mean(1)
+        return p.clamp(min=1e-9).log()
 
 
 @torch.no_grad()
@@ -131,7 +148,7 @@ def settings(args):
 
 
 def load(args, config, device):
-    """(windows and labels on the device, rows of each source for labelled, training, validation and test), checked."""
+    """(windows on the device, labels, rows of each source for labelled, training, validation and test), checked."""
     data, labels, entry = utils.load_windows(args.dataset, args.dataset_version)
     configs.check_fits(config["model"], entry)
     utils.check_gravity(args.dataset, args.dataset_version, data, refuse=True)
@@ -140,24 +157,31 @@ def load(args, config, device):
     counts = utils.counts_of(args.dataset, args.dataset_version)
     by = 1, train["seed"], train["split_by"]
     rows = utils.labelled_split(ids, config["classes"], where, config["label_rate"], counts, *by)
-    return as_tensor(data).to(device), torch.from_numpy(ids).to(device), rows
+    return as_tensor(data).to(device), ids, rows
 
 
-def fit(engine, network, data, config, resume, quiet):
-    """Train the network on data (windows, labels, cumulative odds) to the last step; the losses by round."""
+def halfway(cfg):
+    """The step from which on the network's own labels are learnt, too: half of all, in whole rounds."""
+    return ROUND * math.ceil(cfg["steps"] / 2 / ROUND) if cfg["own_labels"] else cfg["steps"]
+
+
+def fit(engine, network, lessons, config, resume, quiet):
+    """Train the network on the lessons to the last step; the losses by round."""
     cfg, seed = config["model"], config["train"]["seed"]
     capturable = {"capturable": engine.device.type == "cuda"}
     optimizer = torch.optim.Adam(network.parameters(), lr=torch.zeros((), device=engine.device), **capturable)
-    parts = {"network": network, "optimizer": optimizer}
+    parts = {"network": network, "optimizer": optimizer, "lessons": lessons}
     first, _, history = resume.restore(parts, cfg["steps"], "steps")
     done, losses = sums = [torch.full((), float(n), device=engine.device) for n in (first, 0)]
-    step = make_step(engine, network, optimizer, data, cfg, sums)
+    step = make_step(engine, network, optimizer, lessons, cfg, sums)
     end = min(cfg["steps"], config["train"]["total_steps"] or cfg["steps"])
     bar = tqdm(total=end, initial=first, unit="step", disable=quiet)
     with resume.guard(), bar:
         network.train()
         for start in range(first, end, ROUND):
             now = min(ROUND, end - start)
+            if start == halfway(cfg):
+                lessons.label_others(network, cfg)
             torch.manual_seed(make_generator("cpu", seed, "v2", start).initial_seed())
             losses.zero_()
             for _ in range(now):
@@ -183,7 +207,7 @@ def train(args, engine):
 def train_and_save(args, engine, files, config):
     """Train, test on the sources' test parts and save, as `config` says (train)."""
     device, cfg, names = engine.device, config["model"], config["classes"]
-    windows, labels, rows = load(args, config, device)
+    windows, ids, rows = load(args, config, device)
     labelled, train_rows, val, test = map(np.concatenate, rows)
     torch.manual_seed(config["train"]["seed"])
     network = Network(cfg, len(names)).to(device)
@@ -192,10 +216,11 @@ def train_and_save(args, engine, files, config):
     parts = f"{len(labelled)} labelled of {len(train_rows)} training windows, {len(val)} for validation"
     parts += f", {len(test)} for test"
     print(f"{args.dataset}: {parts}; {cfg['steps']} steps of {network.members} members, {size} parameters, on {device}")
+    if (others := len(train_rows) - len(labelled)) and halfway(cfg) < cfg["steps"]:
+        print(f"from step {halfway(cfg)} on also the other {others} training windows, as the network labels them")
 
-    odds = torch.from_numpy(cumulative_odds(labels.cpu().numpy(), rows[0])).to(device)
-    history = fit(engine, network, (windows, labels, odds), config, resume, args.quiet)
-    ids, predicted = labels.cpu().numpy(), [predict(network, windows[part], cfg) for part in (val, test)]
+    history = fit(engine, network, Lessons(windows, ids, rows), config, resume, args.quiet)
+    predicted = [predict(network, windows[part], cfg) for part in (val, test)]
     result = metrics.scores(ids[test], predicted[1].argmax(1).numpy(), len(names))
     found = {"temperature": metrics.fit_temperature(predicted[0], ids[val])}
     result |= metrics.errors(predicted[1], ids[test], found["temperature"])
