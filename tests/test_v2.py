@@ -384,13 +384,13 @@ def test_every_round_draws_on_its_own_and_the_temperature_is_the_validation_part
 
 def test_the_learning_rate_warms_up_and_falls_to_nothing(v2_project, monkeypatch):
     monkeypatch.setattr(v2, "WARM_UP", 3)
-    rates, step = [], torch.optim.Adam.step
+    rates, step = [], utils.Adam.step
 
     def noted(self, *more):
         rates.append(float(self.param_groups[0]["lr"]))
         return step(self, *more)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    monkeypatch.setattr(utils.Adam, "step", noted)
     v2_project.run("classifier", "-d", "a", "-lr", 0.5, "-mv", "v2")
     wanted = [0.01 * min(1, (k + 1) / 3) * (0.5 + 0.5 * math.cos(math.pi * k / 12)) for k in range(12)]
     assert rates == pytest.approx(wanted, rel=1e-4)
