@@ -157,6 +157,9 @@ def envelope(time, values):
     filled = np.diff(np.append(first, len(time))) > 0
     low, high = np.full(pieces, np.nan), np.full(pieces, np.nan)
     low[filled], high[filled] = (f.reduceat(values, first[filled]) for f in (np.minimum, np.maximum))
+    after = np.flatnonzero(filled[:-1] & filled[1:])  # a piece reaches to the next one's first value: no breaks between
+    follows = values[first[after + 1]]
+    low[after], high[after] = np.minimum(low[after], follows), np.maximum(high[after], follows)
     return edges, low, high
 
 
