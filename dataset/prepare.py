@@ -3,7 +3,8 @@
     python dataset/prepare.py -d uci                     fetches the recordings (19 MB) into downloads/
     python dataset/prepare.py -d motion --raw FILE.zip   from the archive as distributed, or the folder it unpacks to
     python dataset/prepare.py -d sim                     a SIMULATED target domain: ten uci users; uci20: the others
-    python dataset/prepare.py -d NAME --raw FOLDER --recordings NAME.json   your own CSV files (dataset/recordings.py)
+    python dataset/prepare.py --look PATH                what a recording holds, and how to describe it
+    python dataset/prepare.py -d NAME --raw PATH --recordings auto          your own: a known app's, or FILE.json
     python dataset/prepare.py --check NAME --figure FILE.png                looks at a prepared data set
 
 Reads the archive in place, in memory; writes both files whole or not at all, then the entry in dataset/data_config.json
@@ -15,6 +16,8 @@ import argparse
 import re
 import sys
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, this folder is there instead
 
@@ -29,21 +32,24 @@ def get_args(argv=None):
     add = parser.add_argument
     add("-d", "--dataset", help=f"what to prepare: {', '.join(BUILT_IN)}, or a new name with --recordings")
     add("--raw", type=Path, help="the archive as distributed, or the folder it unpacks to (default: fetch it)")
-    add("--recordings", type=Path, help="JSON that describes your own CSV files under --raw")
+    add("--recordings", metavar="FILE.json|auto", help="what your own recordings under --raw are; auto: a known app's")
+    add(
+        "--look", type=Path, metavar="PATH", help="print what a recording, folder or zip holds, and a description of it"
+    )
     add("--partial", action="store_true", help="accept a built-in set with some of its files missing")
     add("--seed", type=int, help="of -d sim: who is held out, and how the other phones differ")
     add("--check", metavar="NAME", help="check a prepared data set and print its table")
     add("--figure", type=Path, metavar="FILE.png", help="also draw a window per activity and the counts")
     args = parser.parse_args(argv)
-    if (args.dataset is None) == (args.check is None):
-        parser.error("give either -d NAME, to prepare a data set, or --check NAME")
-    name = args.dataset or args.check
+    if sum(x is not None for x in (args.dataset, args.check, args.look)) != 1:
+        parser.error("give one of -d NAME, to prepare a data set, --check NAME and --look PATH")
+    name = args.dataset or args.check or "look"
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         parser.error(f"{name!r} is not a plain name (letters, digits, '_', '-', '.'; no path)")
-    if args.check is not None:
+    if args.dataset is None:
         for flag in ("raw", "recordings", "partial", "seed"):
             if getattr(args, flag):
-                parser.error(f"--{flag} does nothing with --check")
+                parser.error(f"--{flag} does nothing with --{'check' if args.check else 'look'}")
     elif args.recordings is not None:
         if name in (*BUILT_IN, "uci20"):
             parser.error(f"-d {name} is a built-in set; give your own recordings another name")
@@ -64,6 +70,12 @@ def main(args):
     """Prepare or check, print the tables; returns the Reports. Raises UserError, at the end also for problems found."""
     from dataset.check import check
 
+    if args.look is not None:
+        from dataset.look import look
+
+        for line in look(args.look, args.figure):
+            print(line)
+        return {}
     if args.check is not None:
         names = [args.check]
     elif args.recordings is not None:
@@ -113,15 +125,20 @@ def prepare_built_in(args):
 
 def prepare_recordings(args):
     """Prepare the user's own recordings; returns the name written. Raises UserError."""
-    from dataset.recordings import Layout, convert
+    from dataset.description import CLASSES, Layout
+    from dataset.recordings import convert
     from dataset.store import save_dataset
 
-    layout = Layout(args.recordings)
-    windows, dropped = convert(layout, args.raw)
-    left_out = ", ".join(f"{count} stretches ({why})" for why, count in dropped.items()) or "nothing"
-    print(f"{args.dataset}: {len(windows.data)} windows; left out: {left_out}")
+    layout = args.recordings if args.recordings == "auto" else Layout.load(args.recordings)
+    windows, notes = convert(layout, args.raw)
+    for line in notes.lines():
+        print(line)
+    classes = CLASSES if layout == "auto" else layout.classes
+    print(f"{args.dataset}: {len(windows.data)} windows{'' if windows.activity[0] else ', without labels'}")
+    if np.isnan(windows.data[0, 0, 3]):
+        print(f"{args.dataset} has no gyroscope: -mv v2 judges without, v1 cannot")
     config = {"command": "prepare", "raw": str(args.raw), "recordings": str(args.recordings)}
-    save_dataset(args.dataset, windows, config, classes=layout.classes)
+    save_dataset(args.dataset, windows, config, classes=classes)
     return [args.dataset]
 
 

@@ -85,8 +85,8 @@ def four_classes(windows):
 
 
 def label_array(windows, classes=CLASSES):
-    """Label columns (N, 120, K) int16: the activity's id in `classes`, then the further columns."""
-    table = {name: i for i, name in enumerate(classes)}
+    """Label columns (N, 120, K) int16: the activity's id in `classes`, -1 for none (""), then the further columns."""
+    table = {name: i for i, name in enumerate(classes)} | {"": -1}
     names, inverse = np.unique(windows.activity, return_inverse=True)
     unknown = [name for name in names.tolist() if name not in table]
     if unknown:
@@ -104,4 +104,5 @@ def config_entry(windows, classes=CLASSES):
         entry[f"{name}_label_index"] = index
         entry[f"{name}_label_size"] = len(names)
         entry[f"{name}_label"] = list(names)
-    return entry | {"size": len(windows.data)}
+    no_gyroscope = {"gyroscope": False} if np.isnan(windows.data[..., 3:]).any() else {}
+    return entry | {"size": len(windows.data)} | no_gyroscope
