@@ -159,6 +159,7 @@ def main(args):
     if engine.precision == "bf16" and engine.device.type != "cpu":
         raise UserError("--precision bf16 of the classifier is for a CPU with AMX; take tf32 or fp32 on a GPU")
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
+    utils.check_accepted(args.dataset, args.dataset_version)
     embed, labels, record = load_embedding(args, files)
     config, copies = settings(args, files, embed, record)
     with replacing(files.classifier(), config, args.restart):
@@ -178,7 +179,7 @@ def fit(args, engine, files, labels, record, config, copies):
     (h, y), (val_h, val_y) = (load_rows(files.embedding(), rows, ids, device) for rows in (labelled, val))
     torch.manual_seed(seed)
     model = Classifier(config["model"], len(names)).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=cfg["lr"], fused=True)
+    optimizer = utils.Adam(model.parameters(), lr=cfg["lr"], fused=True)
     how = engine.how([files.embedding(), label_path]) | {"precision": engine.precision}
     resume = Resume(files.classifier("transformer_state.pt"), config | how, args.restart)
     parts = {"model": model, "optimizer": optimizer}

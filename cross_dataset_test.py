@@ -43,7 +43,7 @@ def load_target(args, column, names):
         there = f"{found} ({', '.join(found_names)}) in {target}"
         raise UserError(
             f"-l {args.label_index} is {column} ({', '.join(names)}) in {args.dataset}, but {there}; "
-            "dataset/data_config.json must name the same classes"
+            "their entries must name the same classes"
         )
     rows = np.flatnonzero(ids >= 0)  # a window whose label changes within it has none
     if len(rows) == 0:
@@ -125,6 +125,8 @@ def main(args):
     source_cfg = configs.dataset_config(args.dataset, args.dataset_version)
     column, names = configs.label_names(source_cfg, args.label_index)
     ledger.read_rows()  # refuses a table that is another
+    if args.dataset != args.target_dataset:  # whose windows are loaded below
+        utils.check_accepted(args.dataset, args.dataset_version)
     files = utils.Files(args.dataset, args.dataset_version, args.model_version, args.save_model, source=args.model_file)
     record = artefacts.load_record(files.classifier(), inference.RECORD)
     if record and record["config"]["label_index"] == args.label_index:

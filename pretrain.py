@@ -76,7 +76,7 @@ def make_networks(files, config, device, repeat):
         artefacts.load_state(made_from[sources], model, DEAD_MASKED, hint)
         artefacts.load_state(made_from[sources + 1], head, hint=hint)
     parameters = [*model.parameters(), *head.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=cfg["lr"], fused=True, capturable=device.type == "cuda")
+    optimizer = utils.Adam(parameters, lr=cfg["lr"], fused=True, capturable=device.type == "cuda")
     return {"model": model, "head": head, "optimizer": optimizer}, made_from
 
 

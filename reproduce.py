@@ -23,7 +23,7 @@ import sys
 import torch
 
 import utils
-from bookkeeping import configs, ledger
+from bookkeeping import artefacts, configs, ledger
 from bookkeeping.commands import Parser, UserError, a_device, a_name, a_number, a_source, run
 from experiments import figures, jobs, table
 from experiments.grid import RATE, Grid, as_argv, command_of, prepared, read_variants, record_run, recorded_runs
@@ -127,13 +127,17 @@ def grid_sources(args, targets, here):
 
 def make_grid(args):
     """The Grid of the flags. Raises UserError for a data set that is not prepared, and if no pair of them is left."""
-    here = prepared(args.dataset_version)
+    version = args.dataset_version
+    here = prepared(version)
     targets = list(dict.fromkeys(args.targets or here))
     sources = grid_sources(args, targets, here)
     for name in dict.fromkeys([*(name for source in sources for name in utils.sets_of(source)), *targets]):
-        configs.dataset_config(name, args.dataset_version)
-        if not utils.data_path(name, args.dataset_version).is_file():
-            raise UserError(f"dataset/{name}: no windows here; {configs.how_to_make(name, args.dataset_version)}")
+        entry, hint = configs.dataset_config(name, version), configs.how_to_make(name, version)
+        if not utils.data_path(name, version).is_file():
+            raise UserError(f"dataset/{name}: no windows here; {hint}")
+        utils.check_accepted(name, version)
+        if utils.unlabelled(artefacts.load_npy(utils.data_path(name, version, "label"), hint), entry):
+            raise UserError(f"dataset/{name} has no labels (-1): leave it out, see --sources and --targets")
     if not any(t not in utils.sets_of(s) for s in sources for t in targets):
         make = "make them with python dataset/prepare.py, or see --sources and --targets"
         raise UserError(f"no pair of data sets: prepared here are {', '.join(here) or 'none'}; {make}")
@@ -149,7 +153,7 @@ def make_grid(args):
         args.variants or usual,
         list(dict.fromkeys(args.label_rates)),
         runs,
-        version=args.dataset_version,
+        version=version,
         label_index=args.label_index,
         gpu=args.gpus[0] if args.gpus else None,
         epochs={name: n for source, n in lengths for name in ([source] if source else sources)},

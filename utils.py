@@ -1,5 +1,6 @@
 """The windows and the files of a run: loading, splitting and labelling windows, and the names of what a run writes."""
 
+import inspect
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from bookkeeping.configs import (
     joined_name,
     label_columns,
     label_names,
+    set_entry,
     sets_of,
 )
 
@@ -119,16 +121,35 @@ class Converted:
         return self[:].astype(dtype or self.dtype, copy=False)
 
 
-def load_windows(dataset, version):
+def check_accepted(dataset, version):
+    """Raise UserError for a set with problems that its checks found and nobody accepted; warn of accepted ones.
+
+    Windows that were put in the place of those that were checked are taken as they are.
+    """
+    for name in sets_of(dataset):
+        checks, path = set_entry(name, version).get("checks"), data_path(name, version)
+        if not checks or not checks["problems"] or not path.is_file() or fingerprint(path) != checks["fingerprint"]:
+            continue
+        first, count = checks["problems"][0], len(checks["problems"])
+        found = f"dataset/{name}: {first}" + (f" (the first of {count} problems)" if count > 1 else "")
+        if not checks["accepted"]:
+            look = f"look with: python dataset/prepare.py --check {name}"
+            raise UserError(f"{found}; {look}, then mend it, or take it as it is with --accept {name}")
+        warn(f"{found}; accepted, but what is computed from it may be wrong")
+
+
+def load_windows(dataset, version, look=False):
     """Open the windows of -d: data (N, T, 6), memory-mapped; labels (N, T, K) numbers; the config entry.
 
     Of several sets one after another, with the label columns that all have by name, their ids those of the entry's
-    union of names. Raises UserError as load_set does.
+    union of names. Raises UserError as load_set does and, unless it is only to `look`, as check_accepted does.
     """
-    names = sets_of(dataset)
+    names, entry = sets_of(dataset), dataset_config(dataset, version)
+    sets = [load_set(name, version) for name in names]
+    if not look:
+        check_accepted(dataset, version)  # after, as preparing writes what it found before its windows can be read
     if len(names) == 1:
-        return load_set(dataset, version)
-    entry, sets = dataset_config(dataset, version), [load_set(name, version) for name in names]
+        return sets[0]
     labels = [in_columns(entry, name, *found[1:]) for name, found in zip(names, sets, strict=True)]
     return Together([data for data, _, _ in sets]), np.concatenate(labels), entry
 
@@ -140,7 +161,8 @@ def in_columns(entry, name, labels, own):
         there = label_columns(own)[column]
         old, new = (label_names(config, i)[1] for config, i in ((own, there), (entry, index)))
         old = [joined_name(name, column, word) for word in old]
-        window_labels(labels, there, old, data_path(name, entry["version"], "label"))  # refuses what is no id
+        if column != "activity" or not unlabelled(labels, own):
+            window_labels(labels, there, old, data_path(name, entry["version"], "label"))  # refuses what is no id
         ids = np.array([new.index(word) for word in old] + [-1])  # -1, no label, stays that
         result.append(ids[labels[:, :, there].astype(np.int64)])
     return np.stack(result, 2).astype(np.float32)
@@ -201,10 +223,19 @@ def check_gravity(dataset, version, data, refuse=False):
             f'it seems to be in {unit}: add "acc_unit": "{unit}"' if unit else 'say its unit ("acc_unit": m/s2, g, mg)'
         )
         found = f"{data_path(name, version)}: the acceleration at rest is {rest:.3g}, not about 9.8 m/s2; {todo}"
-        found += f" to {name}_{version} in dataset/data_config.json" + ("" if unit else ", or leave the set out")
+        where = set_entry(name, version).get("file", "dataset/data_config.json")
+        found += f" to {name}_{version} in {where}" + ("" if unit else ", or leave the set out")
         if refuse:
             raise UserError(found)
         warn(found)
+
+
+def unlabelled(labels, config):
+    """Whether labels (N, T, K) are those of a set without any: -1 throughout in the activity's column."""
+    index = label_columns(config).get("activity")
+    if index is None or labels.ndim != 3 or index >= labels.shape[2] or labels.size == 0:
+        return False
+    return labels[0, 0, index] == -1 and bool((labels[:, :, index] == -1).all())
 
 
 def window_labels(labels, index, names, where):
@@ -221,7 +252,8 @@ def window_labels(labels, index, names, where):
     if low < 0 or high >= len(names) or (column != np.floor(column)).any():
         raise UserError(
             f"{where}: column {index} holds {low:g} to {high:g}, not ids from 0 to {len(names) - 1} "
-            f"(dataset/data_config.json says {len(names)})"
+            f"(its entry says {len(names)})"
+            + ("; -1 is no label: an unlabelled set is for pretrain.py and predict.py" if low == -1 else "")
         )
     return np.where((column == column[:, :1]).all(1), column[:, 0].astype(np.int64), -1)
 
@@ -324,3 +356,18 @@ def set_deterministic():
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+# ---------------------------------------------------------------------------------------------- optimiser
+
+
+class Adam(torch.optim.Adam):
+    """torch.optim.Adam without what it imports at its first use for torch.compile, which takes as long as PyTorch's own
+    import: of its methods those that PyTorch wraps for that, unwrapped.
+    """
+
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))

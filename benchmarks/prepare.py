@@ -45,7 +45,7 @@ def device_rows(rng, rate, seconds, start, level, gaps):
     at = np.arange(n) / rate + rng.uniform(-0.2, 0.2, n) / rate
     block = at // 100  # an activity lasts 100 s, the null label between two of them 10 s
     activity = np.where(at % 100 < 90, block % 6, 6).astype(np.int64)
-    xyz = rng.normal(0, 1.5, (n, 3)) + np.array([0, 0, level])
+    xyz = rng.normal(0, 1.5 if level else 0.15, (n, 3)) + np.array([0, 0, level])
     keep = np.ones(n, bool)
     for low, high in gaps:
         keep &= (at < low) | (at >= high)

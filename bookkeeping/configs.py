@@ -9,7 +9,7 @@ import json
 import os
 from pathlib import Path
 
-from bookkeeping.artefacts import read_json
+from bookkeeping.artefacts import fits, read_json
 from bookkeeping.commands import AUGMENTATION, UserError, again, warn
 
 HERE = Path(__file__).resolve().parents[1]
@@ -17,6 +17,9 @@ REQUIRED = object()
 GRAVITY = 9.80665  # m/s^2 in one g, exact by definition
 ACC_UNITS = {"m/s2": 1.0, "g": GRAVITY, "mg": GRAVITY / 1000}
 PREPARED = {name: name for name in ("uci", "motion", "shoaib", "hhar", "dsads", "uschad", "sim")} | {"uci20": "sim"}
+DATA_CONFIG = "dataset/data_config.json"
+CHECKS = {"fingerprint": str, "label_fingerprint": str, "problems": [str], "accepted": bool}
+ENTRY = {"checks?": CHECKS}  # the form of an entry in an entry.json; label_names and others look at the rest
 READERS = {}  # method of a model version: (reader of its encoder's entry, of its classifier's); v2/ adds its own
 
 
@@ -252,36 +255,73 @@ def how_to_make(dataset, version):
     return f"put it there, or make it with: python dataset/prepare.py -d {dataset} --raw FOLDER --recordings FILE.json"
 
 
-def dataset_entries(path="dataset/data_config.json"):
-    """All data sets' entries by NAME_VERSION."""
-    entries = read_json(find_config(path), "the data sets' configuration")
+def dataset_entries():
+    """What dataset/data_config.json holds: entries by NAME_VERSION."""
+    entries = read_json(find_config(DATA_CONFIG), "the data sets' configuration")
     return entries if isinstance(entries, dict) else {}
 
 
+def entry_path(name):
+    """dataset/mine/entry.json: an own set's entry, and what the checks found in any."""
+    return Path("dataset") / name / "entry.json"
+
+
+def own_entries(name):
+    """What a set's entry.json holds: entries by version ("20_120"). Raises UserError where it is malformed."""
+    path = entry_path(name)
+    entries = read_json(path, "a data set's entry") if path.exists() else {}
+    if not fits(entries, {"*": ENTRY}):
+        raise UserError(f"{path} must be an object of entries by version, as dataset/prepare.py writes it; mend it")
+    return entries
+
+
+def own_sets(version):
+    """The names of the sets that have an entry.json with this version, in alphabetical order."""
+    names = sorted(path.parent.name for path in Path("dataset").glob("*/entry.json"))
+    return [name for name in names if version in own_entries(name)]
+
+
+def set_entry(name, version):
+    """A set's entry, {} where there is none: that of data_config.json or of its entry.json, which "file" names.
+
+    A built-in set's entry.json holds only what differs. Raises UserError where both describe any other set.
+    """
+    path, tracked = entry_path(name), dataset_entries().get(f"{name}_{version}")
+    own = own_entries(name).get(version)
+    if own is None or name in PREPARED:
+        own = own or {}
+        return tracked | own | {"file": DATA_CONFIG} if isinstance(tracked, dict) else own and own | {"file": str(path)}
+    if tracked is not None:
+        raise UserError(f"{DATA_CONFIG} and {path} both have an entry of {name}_{version}: remove one of the two")
+    return own | {"file": str(path)}
+
+
 def dataset_config(dataset, version):
-    """The data set's entry in dataset/data_config.json; of several (uci+motion) one that describes them together.
+    """The data set's entry (set_entry); of several (uci+motion) one that describes them together.
 
     Raises UserError that lists those there.
     """
-    path, entries, found = "dataset/data_config.json", dataset_entries(), []
-    for name in sets_of(dataset):
+    found = {name: set_entry(name, version) for name in sets_of(dataset)}
+    for name, entry in found.items():
         key = f"{name}_{version}"
-        if not isinstance(entries.get(key), dict):
+        if not entry:
+            there = dict.fromkeys([*dataset_entries(), *(f"{own}_{version}" for own in own_sets(version))])
             raise UserError(
-                f"{path} has no entry {key!r} (there: {', '.join(entries) or 'none'}); check -d, -td and -dv"
+                f"{DATA_CONFIG} has no entry {key!r} (there: {', '.join(there) or 'none'}), nor is there "
+                f"{entry_path(name)} with {version!r}; check -d, -td and -dv"
             )
-        rate, said = version.split("_")[0], entries[key].get("sr")
+        rate, said = version.split("_")[0], entry.get("sr")
         if rate.isdecimal() and said is not None and said != int(rate):
-            raise UserError(f"{path}, {key}: 'sr' is {said}, but the name says {rate} Hz; correct one of them")
-        found.append(entries[key])
-    return found[0] if len(found) == 1 else together(dict(zip(sets_of(dataset), found, strict=True)), version)
+            raise UserError(f"{entry['file']}, {key}: 'sr' is {said}, but the name says {rate} Hz; correct one of them")
+    return found[dataset] if len(found) == 1 else together(found, version)
 
 
 def acc_unit(entry, name):
     """What a set's acceleration is multiplied with to be in m/s^2, by its entry's "acc_unit". Raises UserError."""
     unit = entry.get("acc_unit", "m/s2")
     if not isinstance(unit, str) or unit not in ACC_UNITS:
-        raise UserError(f"dataset/data_config.json, {name}: 'acc_unit' must be one of {', '.join(ACC_UNITS)}")
+        where = entry.get("file", DATA_CONFIG)
+        raise UserError(f"{where}, {name}: 'acc_unit' must be one of {', '.join(ACC_UNITS)}")
     return ACC_UNITS[unit]
 
 
@@ -290,14 +330,15 @@ def sharing(source, target, version):
 
     Of the project's own sets its own data_config.json says it where another one that is in use does not.
     """
-    path = HERE / "dataset" / "data_config.json"
-    known = [dataset_entries(), read_json(path, "the data sets' configuration") if path.is_file() else {}]
+    path = HERE / DATA_CONFIG
+    known = read_json(path, "the data sets' configuration") if path.is_file() else {}
 
     def said(name):
-        found = [entries.get(f"{name}_{version}") for entries in known]
+        found = [set_entry(name, version), known.get(f"{name}_{version}")]
         said = next((e["shares_users_with"] for e in found if isinstance(e, dict) and "shares_users_with" in e), [])
         if not isinstance(said, list):
-            raise UserError(f"dataset/data_config.json, {name}_{version}: 'shares_users_with' must be a list of names")
+            where = found[0].get("file", DATA_CONFIG)
+            raise UserError(f"{where}, {name}_{version}: 'shares_users_with' must be a list of names")
         return said
 
     return [name for name in sets_of(source) if name == target or target in said(name) or name in said(target)]
@@ -309,7 +350,7 @@ def together(entries, version):
     for key in ("sr", "seq_len", "dimension"):
         if any(entry.get(key) != first.get(key) for entry in others):
             there = ", ".join(f"{entry.get(key)} ({name})" for name, entry in entries.items())
-            raise UserError(f"dataset/data_config.json: {key!r} differs between the sources: {there}; choose others")
+            raise UserError(f"{key!r} differs between the sources: {there}; choose others")
     result = {key: first.get(key) for key in ("sr", "seq_len", "dimension")} | {"version": version}
     result |= {"simulated": True} if any(entry.get("simulated") for entry in entries.values()) else {}
     result |= {"gyroscope": False} if any(entry.get("gyroscope") is False for entry in entries.values()) else {}
@@ -338,8 +379,9 @@ def described(config):
     return {name: {"index": i, "names": label_names(config, i)[1]} for name, i in label_columns(config).items()}
 
 
-def label_names(config, index, where="dataset/data_config.json"):
+def label_names(config, index):
     """What label column `index` is, and the names of its ids: ("activity", ["walking", ...])."""
+    where = config.get("file", DATA_CONFIG)
     columns = {i: name for name, i in label_columns(config).items()}
     if index not in columns:
         there = ", ".join(f"{i} ({name})" for i, name in columns.items())
@@ -364,13 +406,13 @@ def check_fits(model_cfg, data_cfg, mask_cfg=None):
     for key, of_data in (("feature_num", "dimension"), ("seq_len", "seq_len")):
         if model_cfg[key] != data_cfg.get(of_data):
             raise UserError(
-                f"config/pretrain_model.json: {key!r} is {model_cfg[key]}, but dataset/data_config.json's "
+                f"config/pretrain_model.json: {key!r} is {model_cfg[key]}, but the data set's entry says that "
                 f"{of_data!r} is {data_cfg.get(of_data)}; choose another -mv or -dv"
             )
     if model_cfg.get("method") != "v2":
         check_gyroscope(data_cfg)
     if model_cfg.get("method") == "v2" and data_cfg.get("sr") != 20:
-        has = f"its windows must have 20 Hz ('sr' in dataset/data_config.json), not {data_cfg.get('sr')}"
+        has = f"its windows must have 20 Hz ('sr' in the data set's entry), not {data_cfg.get('sr')}"
         raise UserError(f"version v2 knows movement by its speed: {has}; resample them, or choose -mv v1")
     if mask_cfg and round(mask_cfg["mask_ratio"] * model_cfg["seq_len"]) >= model_cfg["seq_len"]:
         raise UserError("config/mask.json: 'mask_ratio' leaves no step unmasked; lower it")

@@ -50,8 +50,7 @@ def data_fingerprints(dataset, version):
     paths = [data_path(name, version, kind) for name in sets_of(dataset) for kind in ("data", "label")]
     stats = [os.stat(path) if os.path.exists(path) else None for path in paths]
     found = [s and _fingerprint(path, (s.st_mtime_ns, s.st_size)) for path, s in zip(paths, stats, strict=True)]
-    entries = [configs.dataset_entries().get(f"{name}_{version}") for name in sets_of(dataset)]
-    units = [entry.get("acc_unit", "m/s2") if isinstance(entry, dict) else "m/s2" for entry in entries]
+    units = [configs.set_entry(name, version).get("acc_unit", "m/s2") for name in sets_of(dataset)]
     return found if set(units) == {"m/s2"} else [found, units]
 
 

@@ -1,4 +1,4 @@
-"""Which sensor app wrote these files: the ready descriptions in config/recordings/, found by names, headers, metadata."""
+"""Which sensor app wrote these files: descriptions in config/recordings/, found by names, headers, metadata."""
 
 import json
 import posixpath
@@ -24,7 +24,7 @@ def descriptions():
 
 
 def choose(source, names, notes):
-    """[(Layout, names of a folder's files), ...] for the files `names` of a Source: the description that fits, a folder.
+    """[(Layout, names of a folder's files), ...] for the files `names` of a Source: what fits each folder.
 
     Says which and why in notes. Raises UserError where none fits, or those of two apps do.
     """
@@ -45,8 +45,8 @@ def choose(source, names, notes):
             )
         for app, layout in fitting.items():
             if layout.gyro is None and (name := _gyroscope(source, mine)):
-                raise UserError(f"{source.label}: {name} looks like a gyroscope's, but not as {app} writes it; describe it: "
-                                "python dataset/prepare.py --look FOLDER shows what is there")  # fmt: skip
+                what = f"{source.label}: {name} looks like a gyroscope's, but not as {app} writes it"
+                raise UserError(f"{what}; describe it: python dataset/prepare.py --look FOLDER shows what is there")
             why = why_fits(source, mine, layout)
             notes.add(f"read as {app}", f"{folder or source.label}, by {why} ({layout.where})")
             chosen.append((layout, below))

@@ -12,7 +12,7 @@ from bookkeeping.configs import label_names
 from dataset import motion
 from dataset.store import paths
 from dataset.windows import GRAVITY, VERSION
-from utils import load_windows, window_labels
+from utils import load_windows, unlabelled, window_labels
 
 BLOCK = 4096  # windows at a time
 CHANNELS = ("acc x", "acc y", "acc z", "gyro x", "gyro y", "gyro z")
@@ -22,6 +22,10 @@ CONSTANT = 0.01  # share of windows in which a channel may stand still (a short 
 CLIPPED = 0.002  # share of a channel's values that may sit exactly at its largest or smallest value
 KNOWN_COPIES = {"motion": motion.COPIES}
 GYRO_HIGH, GYRO_LOW = 20.0, 0.01  # rad/s: a body's 99th percentile is below, its median while moving above
+GYRO_REST = (
+    0.5  # rad/s: the median in still windows is below; in uci, motion, dsads, uschad 0.02 to 0.04, a user's 0.07
+)
+FEW = 5  # still windows that say anything about a sensor
 
 
 @dataclass
@@ -48,12 +52,12 @@ def check(name, version=VERSION):
     """The Report on data set `name`. Raises UserError where the files are missing, not of one preparation, or so
     malformed that nothing else can be said."""
     data_path, label_path, _ = paths(name, version)
-    data, labels, config = load_windows(name, version)
+    data, labels, config = load_windows(name, version, look=True)
     report = Report(f"{data_path}: {len(data)} windows of {data.shape[1]} steps, {data.dtype}")
     if config.get("simulated"):
         report.title = f"SIMULATED data. {report.title}"
     if config.get("size") != len(data):
-        report.problems.append(f"{len(data)} windows, but dataset/data_config.json says size {config.get('size')}")
+        report.problems.append(f"{len(data)} windows, but the set's entry says size {config.get('size')}")
     columns = _label_columns(report, labels, config, str(label_path))
     stats = _statistics(data)
     _check_values(report, stats)
@@ -71,6 +75,9 @@ def _label_columns(report, labels, config, where):
     for key in sorted(known, key=lambda key: config[key]):
         if config[key] < 0:
             continue
+        if key == "activity_label_index" and unlabelled(labels, config):
+            report.notes.append("no labels (-1): for pretrain.py and predict.py alone")
+            continue
         try:
             column, names = label_names(config, config[key])
             ids = window_labels(labels, config[key], names, where)
@@ -81,9 +88,7 @@ def _label_columns(report, labels, config, where):
             report.problems.append(f"{(ids < 0).sum()} windows whose {column} label changes within the window")
         columns[column] = ids, names
     if labels.shape[2] != len(known):
-        report.problems.append(
-            f"{where} has {labels.shape[2]} label columns, dataset/data_config.json describes {len(known)}"
-        )
+        report.problems.append(f"{where} has {labels.shape[2]} label columns, the set's entry describes {len(known)}")
     return columns
 
 
@@ -91,7 +96,7 @@ def _statistics(data):
     """Figures on every window, computed in pieces, and per channel the extremes and how many values sit at them.
 
     Per window: constant channels (N, 6); median and standard deviation of |acc|, |mean acc|, median and maximum of
-    |gyro|, a hash of the values, and whether it is still, (N,) each.
+    |gyro| (NaN without gyroscope), a hash of the values, and whether it is still, (N,) each.
     """
     n, channels = len(data), data.shape[2]
     low = np.full(channels, np.inf)
@@ -113,12 +118,13 @@ def _statistics(data):
         stats["gravity"][rows] = np.linalg.norm(block[..., :3].mean(1), axis=-1)
         stats["gyro"][rows] = np.median(turn, axis=1)
         stats["gyro_high"][rows] = turn.max(1)
-        for extreme, count, better in ((low, at_low, np.minimum), (high, at_high, np.maximum)):
+        for extreme, count, better in ((low, at_low, np.fmin), (high, at_high, np.fmax)):
             new = better(extreme, better.reduce(block, axis=(0, 1)))
             count[new != extreme] = 0
             extreme[:] = new
             count += (block == extreme).sum((0, 1))
     stats["still"] = stats["spread"] < STILL * np.maximum(stats["acc"], 1e-12)
+    stats["seen"] = ~np.isnan(stats["gyro"])  # by a gyroscope
     return stats | {"low": low, "high": high, "at_low": at_low, "at_high": at_high}
 
 
@@ -127,6 +133,9 @@ def _check_values(report, stats):
     constant = stats["constant"].sum(0)
     for i, channel in enumerate(CHANNELS):
         low, high = stats["low"][i], stats["high"][i]
+        if low > high:
+            report.lines.append(f"{channel:<14}{'none':>10}{'none':>10}")
+            continue
         report.lines.append(f"{channel:<14}{low:>10.2f}{high:>10.2f}{constant[i]:>18}")
         share = constant[i] / len(stats["acc"])
         trouble = f"{channel} does not change at all in {constant[i]} windows ({share:.1%})"
@@ -140,15 +149,12 @@ def _check_values(report, stats):
 
 
 def _check_units(report, stats, columns):
-    """Gravity's length in still windows, over all and per user, position or model; the gyroscope's magnitudes."""
+    """Gravity's length and the rotation rate in still windows, over all and per user, position or model."""
     still = stats["still"]
     rows = still if still.any() else np.ones(len(still), bool)
     acc = float(np.median(stats["acc"][rows]))
-    gyro, calm = float(np.median(stats["gyro"])), float(np.median(stats["gyro"][rows]))
-    high = float(np.quantile(stats["gyro_high"], 0.99))
     share = f"{still.mean():.0%} still windows" if still.any() else "no window is still; all are taken"
     report.lines.append(f"median |acc| {acc:.2f} m/s² ({share}), gravity {np.median(stats['gravity'][rows]):.2f} m/s²")
-    report.lines.append(f"median |gyro| {gyro:.3f} rad/s, {calm:.3f} in those, 99 % of windows stay under {high:.1f}")
     if abs(acc / GRAVITY - 1) > TOLERANCE:
         guess = "is it without gravity?"
         if abs(acc - 1) < TOLERANCE:
@@ -157,24 +163,46 @@ def _check_units(report, stats, columns):
             guess = "was it multiplied by 9.80665 twice?"
         report.problems.append(f"median |acc| is {acc:.2f}, not near {GRAVITY:.1f} m/s²: {guess}")
     else:
-        for column, (ids, names) in columns.items():
-            if column != "activity" and still.any():
-                _check_groups(report, column, ids, names, stats)
+        for place, rows in _groups(columns, still):
+            acc = float(np.median(stats["acc"][rows]))
+            if abs(acc / GRAVITY - 1) > TOLERANCE:
+                report.problems.append(f"{place}: median |acc| of still windows is {acc:.2f} m/s², not 9.8")
+    _check_gyroscope(report, stats, columns)
+
+
+def _check_gyroscope(report, stats, columns):
+    seen, still = stats["seen"], stats["seen"] & stats["still"]
+    if not seen.all():
+        report.notes.append(f"no gyroscope in {(~seen).sum()} of {len(seen)} windows: for -mv v2 alone")
+    if not seen.any():
+        return
+    gyro, calm = (float(np.median(stats["gyro"][rows])) for rows in (seen, still if still.any() else seen))
+    high = float(np.quantile(stats["gyro_high"][seen], 0.99))
+    report.lines.append(f"median |gyro| {gyro:.3f} rad/s, {calm:.3f} in those, 99 % of windows stay under {high:.1f}")
     if high > GYRO_HIGH:
         report.problems.append(f"|gyro| reaches {high:.0f} in every hundredth window: is it in deg/s, not rad/s?")
-    if gyro < GYRO_LOW and (~still).any() and np.median(stats["gyro"][~still]) < GYRO_LOW:
+    moving = seen & ~stats["still"]
+    if gyro < GYRO_LOW and moving.any() and np.median(stats["gyro"][moving]) < GYRO_LOW:
         report.problems.append(
             f"median |gyro| is {gyro:.4f} rad/s while moving: was deg/s converted twice, or is it off?"
         )
+    found = [("the set", still)] if still.sum() >= FEW and calm > GYRO_REST else _groups(columns, still)
+    for place, rows in found:
+        if (calm := float(np.median(stats["gyro"][rows]))) > GYRO_REST:
+            guess = "is it in deg/s, or another sensor's?"
+            if min(abs(calm / GRAVITY - 1), abs(calm - 1)) < TOLERANCE:
+                guess = "it looks like an acceleration"
+            report.problems.append(
+                f"{place}: median |gyro| of still windows is {calm:.2f}, at rest it is near 0: {guess}"
+            )
 
 
-def _check_groups(report, column, ids, names, stats):
-    for i, name in enumerate(names):
-        rows = (ids == i) & stats["still"]
-        if rows.sum() >= 5:
-            acc = float(np.median(stats["acc"][rows]))
-            if abs(acc / GRAVITY - 1) > TOLERANCE:
-                report.problems.append(f"{column} {name}: median |acc| of still windows is {acc:.2f} m/s², not 9.8")
+def _groups(columns, rows):
+    """(what they are called, which (N,)) of each user's, position's or model's windows among `rows`, if not few."""
+    for column, (ids, names) in columns.items():
+        for i, name in enumerate(names):
+            if column != "activity" and (chosen := (ids == i) & rows).sum() >= FEW:
+                yield f"{column} {name}", chosen
 
 
 def _check_copies(report, data, stats, known):
@@ -185,7 +213,8 @@ def _check_copies(report, data, stats, known):
     equal = np.zeros(len(first), bool)
     for start in range(0, len(first), BLOCK):
         rows = slice(start, start + BLOCK)
-        equal[rows] = (np.asarray(data[first[rows]]) == np.asarray(data[second[rows]])).all((1, 2))
+        one, other = (np.ascontiguousarray(data[which[rows]]).view(np.uint32) for which in (first, second))
+        equal[rows] = (one == other).all((1, 2))  # by their bits: a missing gyroscope's NaN is no number's equal
     if equal.any():
         some = ", ".join(f"{b} = {a}" for a, b in zip(first[equal][:3], second[equal][:3], strict=True))
         trouble = f"{equal.sum()} windows are exact copies of others (windows {some} ...)"
@@ -201,8 +230,9 @@ def _counts(column, ids, names, stats):
     for i, name in enumerate(names):
         rows = ids == i
         if rows.any():
-            still, gyro = stats["still"][rows].mean(), np.median(stats["gyro"][rows])
-            lines.append(f"  {name:<22}{rows.sum():>9}{rows.mean():>8.1%}{still:>8.0%}{gyro:>9.3f}")
+            still, gyro = stats["still"][rows].mean(), stats["gyro"][rows & stats["seen"]]
+            turn = f"{np.median(gyro):.3f}" if len(gyro) else "none"
+            lines.append(f"  {name:<22}{rows.sum():>9}{rows.mean():>8.1%}{still:>8.0%}{turn:>9}")
     empty = [name for i, name in enumerate(names) if not (ids == i).any()]
     if empty:
         lines.append(f"  (none of: {', '.join(empty)})")

@@ -78,8 +78,11 @@ def _check_mixed(time, order, where):
         begin, end = time[max(first - 1, 0)], time[min(last, len(time) - 1)]
         distinct = 1 + np.count_nonzero(np.diff(time[first:last]))
         if distinct > 1.3 * (end - begin) / max(usual, 1e-9) + 2 or (last - first > 3 and end - begin < usual):
-            raise UserError(f"{where}: sorting would mix rows of two recordings that share their times; name the column "
-                            "that tells them apart as 'recording', or split the file where the clock was set back")  # fmt: skip
+            what = f"{where}: sorting would mix rows of two recordings that share their times"
+            todo = (
+                "name the column that tells them apart as 'recording', or split the file where the clock was set back"
+            )
+            raise UserError(f"{what}; {todo}")
 
 
 def spread(time, values, rows, place, clock, rate, notes):
@@ -100,10 +103,11 @@ def spread(time, values, rows, place, clock, rate, notes):
             )
         again = np.flatnonzero(np.diff(time[keep]) == 0)
         if len(again):
+            at = place(rows[np.flatnonzero(keep)[again[0] + 1]])
             raise UserError(
-                f"{place(rows[np.flatnonzero(keep)[again[0] + 1]])}: different rows share the time {time[keep][again[0]]:.6g} s; "
-                'if the clock is coarser than the samples, give their rate too ("rate": HZ beside the column); if several '
-                "positions, users or recordings stand in the file, name the column that tells them apart"
+                f"{at}: different rows share the time {time[keep][again[0]]:.6g} s; if the clock is coarser than the "
+                'samples, give their rate too ("rate": HZ beside the column); if several positions, users or '
+                "recordings stand in the file, name the column that tells them apart"
             )
         return time[keep], keep
     steps = np.diff(time)

@@ -278,7 +278,7 @@ class Layout:
 
 
 def fits(pattern, name):
-    """Whether a file's path is what a pattern means: * and ? as in a shell, * across folders, letters of either case."""
+    """Whether a path is what a pattern means: * and ? as in a shell, * across folders, letters of either case."""
     return re.fullmatch(f"(.*/)?(?:{fnmatch.translate(pattern)})", name, re.IGNORECASE) is not None
 
 

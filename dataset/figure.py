@@ -8,7 +8,7 @@ from bookkeeping.artefacts import atomic
 from bookkeeping.commands import UserError
 from bookkeeping.configs import data_path, label_names
 from dataset.windows import RATE, VERSION
-from utils import load_windows, window_labels
+from utils import load_windows, unlabelled, window_labels
 
 AXES = {"x": "tab:blue", "y": "tab:orange", "z": "tab:green"}
 SENSORS = (("acceleration (m/s²)", slice(0, 3)), ("rotation rate (rad/s)", slice(3, 6)))
@@ -23,7 +23,8 @@ def typical_windows(data, ids, classes):
             rows.append(None)
             continue
         members = members[:: max(1, len(members) // 2000)]  # enough to find a typical one
-        level = np.log(np.asarray(data[members], np.float64).std(1).mean(1) + 1e-9)
+        spread = np.asarray(data[members], np.float64).std(1)
+        level = np.log(np.where(np.isnan(spread), 0, spread).mean(1) + 1e-9)  # NaN: no gyroscope
         rows.append(int(members[np.abs(level - np.median(level)).argmin()]))
     return rows
 
@@ -37,10 +38,13 @@ def figure(name, path, version=VERSION):
 
     if not str(path).lower().endswith(".png"):
         raise UserError(f"--figure {path}: give a file name that ends with .png")
-    data, labels, config = load_windows(name, version)
-    where = data_path(name, version, "label")
-    _, names = label_names(config, config["activity_label_index"])
-    ids = window_labels(labels, config["activity_label_index"], names, where)
+    data, labels, config = load_windows(name, version, look=True)
+    index, where = config["activity_label_index"], data_path(name, version, "label")
+    if unlabelled(labels, config):
+        names, ids = ["no label"], np.zeros(len(data), np.int64)
+    else:
+        names = label_names(config, index)[1]
+        ids = window_labels(labels, index, names, where)
     rows = typical_windows(data, ids, len(names))
     height = 1.9 * len(names) + 0.5 * len(names) + 1.6
     canvas = pyplot.figure(figsize=(10, height), layout="constrained")
@@ -50,6 +54,7 @@ def figure(name, path, version=VERSION):
     seconds = np.arange(data.shape[1]) / RATE
     for column, (unit, part) in enumerate(SENSORS):
         shown = [np.asarray(data[row])[:, part] for row in rows if row is not None]
+        shown = [values for values in shown if not np.isnan(values).any()] or [np.zeros(1)]
         low, high = min(map(np.min, shown)), max(map(np.max, shown))
         margin = 0.06 * (high - low + 1e-9)
         for kind, row in enumerate(rows):

@@ -44,7 +44,8 @@ def look(raw, figure=None):
             yield f"{name}: not read, {why}"
         heads = {name: columns_of(source, name) for name in names[:40]}
         for name, (columns, rows) in heads.items():
-            yield f"{name}: columns {', '.join(columns)[:300]}; first row {', '.join(map(str, rows[:1][0] if rows else []))[:200]}"
+            first = f"; first row {', '.join(rows[0])[:200]}" if rows else ""
+            yield f"{name}: columns {', '.join(columns)[:300]}{first}"
         notes = Notes()
         try:
             chosen = apps.choose(source, names, notes)
@@ -89,14 +90,13 @@ def guess(heads):
     for name, (columns, rows) in heads.items():
         for kind, (triple, where) in triples(columns, rows, posixpath.basename(name)).items():
             clock = time_of(columns, rows, triple)
-            sensor = {"columns": triple, "unit": unit_of(kind, triple, heads[name])} | (
-                {"where": where} if where else {}
-            )
+            sensor = {"columns": triple, "unit": unit_of(kind, triple, heads[name])}
+            sensor |= {"where": where} if where else {}
             found.setdefault(kind, (name, sensor, clock))
         label = label or next((_reference(column) for column in columns if LABEL.match(column)), None)
     if "acc" not in found:
-        raise UserError(f"no three columns look like an acceleration's x, y and z in {', '.join(heads) or 'no table'}; describe "
-                        "them by hand: docs/recordings.md")  # fmt: skip
+        what = f"no three columns look like an acceleration's x, y and z in {', '.join(heads) or 'no table'}"
+        raise UserError(f"{what}; describe them by hand: docs/recordings.md")
     main, acc, clock = found["acc"]
     spec = {"header": False} if isinstance(acc["columns"][0], int) else {}
     last = [row[-1] for row in heads[main][1] if row]
@@ -118,8 +118,10 @@ def _reference(column):
 
 
 def triples(columns, rows, file):
-    """{kind: (three columns, {column: text} of the rows that are this sensor's)}: names that differ in x, y and z alone;
-    of columns without names, the numbers after the time."""
+    """{kind: (three columns, {column: text} of the rows that are this sensor's)}.
+
+    Names that differ in x, y and z alone; of columns without names, the numbers after the time.
+    """
     if columns and columns[0] == "1":
         clock = time_of(columns, rows, []).get("column", 0)
         numeric = [
@@ -211,12 +213,12 @@ def measured(source, names, layout, figure):
                 low, middle, high = np.quantile(steps, [0.05, 0.5, 0.95])
                 spread = f"{1000 * low:.3g} to {1000 * high:.3g} ms"
                 gaps = sum(b < len(stream.time) for _, b in stream.parts)
-                yield (
-                    f"{session.name}: {called}: {len(stream.time)} samples, {between(stream.time[0], stream.time[-1])}, "
-                    f"{1 / middle:.4g} Hz (intervals {spread}), {gaps} gaps"
-                )
+                extent = between(stream.time[0], stream.time[-1])
+                rate = f"{1 / middle:.4g} Hz (intervals {spread}), {gaps} gaps"
+                yield f"{session.name}: {called}: {len(stream.time)} samples, {extent}, {rate}"
                 for i, sensor in enumerate(stream.sensors):
-                    yield f"  {at_rest(sensor, stream.values[:, 3 * i : 3 * i + 3], 1 / middle)}"
+                    found = at_rest(sensor, stream.values[:, 3 * i : 3 * i + 3], 1 / middle, not layout.gravity)
+                    yield f"  {found}"
             labels = sorted({text for _, text in session.marks if text})
             if labels:
                 yield f"  labels: {', '.join(labels)[:200]}"
@@ -229,32 +231,29 @@ def measured(source, names, layout, figure):
         yield f"drawn: {figure}"
 
 
-def at_rest(sensor, values, rate):
+def at_rest(sensor, values, rate, with_gravity):
     """What a sensor's values (n, 3) say of its unit, in seconds in which it rests."""
     many = max(2, round(rate))
     length = np.linalg.norm(values[: len(values) // many * many], axis=1).reshape(-1, many)
     if not len(length):
         return f"{sensor.name}: too short to tell its unit"
     if sensor.name == "gyro":
-        top, calm = np.quantile(length, 0.99), length.mean(1).min()
-        turned = top * sensor.scale
-        doubt = (
-            f"; more than a body turns: is it in {'deg/s' if sensor.unit == 'rad/s' else 'rad/s'}?"
-            if turned > FASTEST
-            else ""
-        )
-        doubt = "; it does not rest near 0: is it a rotation rate?" if calm * sensor.scale > 1 and not doubt else doubt
+        top, calm, doubt = np.quantile(length, 0.99), length.mean(1).min(), ""
+        if top * sensor.scale > FASTEST:
+            doubt = f"; more than a body turns: is it not in {sensor.unit}?"
+        elif calm * sensor.scale > 1:
+            doubt = "; it does not rest near 0: is it a rotation rate?"
         return f"gyro: |rate| {calm:.3g} in the calmest second, 99 % below {top:.3g}, as {sensor.unit}{doubt}"
     still = length.std(1) < STILL * length.mean(1)
     middle = float(np.median(length[still] if still.any() else length))
-    said = f"{sensor.name}: |acc| {middle:.3g} {f'in {still.mean():.0%} of seconds, at rest' if still.any() else 'in the median'}"
-    if sensor.name == "acc":
-        fitting = min(ACC, key=lambda unit: abs(np.log(max(middle, 1e-9) * ACC[unit] / GRAVITY)))
-        near = abs(middle * ACC[fitting] / GRAVITY - 1) < 0.15
-        if not near:
-            return f"{said}; no unit makes that 9.8 m/s²: is it without gravity?"
-        return f"{said}: in {fitting}, with gravity" + ("" if ACC[fitting] == sensor.scale else f", not {sensor.unit}")
-    return said
+    said = f"{sensor.name}: size {middle:.3g} "
+    said += f"in {still.mean():.0%} of seconds, at rest" if still.any() else "in the median"
+    if sensor.name != "acc" or not with_gravity:
+        return said
+    fitting = min(ACC, key=lambda unit: abs(np.log(max(middle, 1e-9) * ACC[unit] / GRAVITY)))
+    if abs(middle * ACC[fitting] / GRAVITY - 1) > 0.15:
+        return f"{said}; no unit makes that 9.8 m/s²: is it without gravity?"
+    return f"{said}: in {fitting}, with gravity" + ("" if ACC[fitting] == sensor.scale else f", not {sensor.unit}")
 
 
 def draw(session, path):

@@ -6,9 +6,11 @@
     python dataset/prepare.py --look PATH                what a recording holds, and how to describe it
     python dataset/prepare.py -d NAME --raw PATH --recordings auto          your own: a known app's, or FILE.json
     python dataset/prepare.py --check NAME --figure FILE.png                looks at a prepared data set
+    python dataset/prepare.py --accept NAME                                 takes it with its problems
 
-Reads the archive in place, in memory; writes both files whole or not at all, then the entry in dataset/data_config.json
-if it changed, and ends with the table of --check. uci takes about 5 s after the download, motion 20 s, hhar a minute.
+Reads the archive in place, in memory; writes both files whole or not at all, with the set's dataset/NAME/entry.json,
+and ends with the table of --check; a set with problems is used only once they are accepted. uci takes about 5 s after
+the download, motion 20 s, hhar a minute.
 Exit status 2 with one `error:` line if something is wrong with the input or the windows.
 """
 
@@ -16,8 +18,6 @@ import argparse
 import re
 import sys
 from pathlib import Path
-
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, this folder is there instead
 
@@ -39,17 +39,20 @@ def get_args(argv=None):
     add("--partial", action="store_true", help="accept a built-in set with some of its files missing")
     add("--seed", type=int, help="of -d sim: who is held out, and how the other phones differ")
     add("--check", metavar="NAME", help="check a prepared data set and print its table")
+    add("--accept", metavar="NAME", help="use a data set although its checks found problems, which it lists")
     add("--figure", type=Path, metavar="FILE.png", help="also draw a window per activity and the counts")
     args = parser.parse_args(argv)
-    if sum(x is not None for x in (args.dataset, args.check, args.look)) != 1:
-        parser.error("give one of -d NAME, to prepare a data set, --check NAME and --look PATH")
-    name = args.dataset or args.check or "look"
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+    modes = {"check": args.check, "accept": args.accept, "look": args.look}
+    given = [mode for mode, value in ({"d": args.dataset} | modes).items() if value is not None]
+    if len(given) != 1:
+        parser.error("give one of -d NAME, to prepare a data set, --check NAME, --accept NAME and --look PATH")
+    name = args.dataset or args.check or args.accept or ""
+    if args.look is None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         parser.error(f"{name!r} is not a plain name (letters, digits, '_', '-', '.'; no path)")
     if args.dataset is None:
-        for flag in ("raw", "recordings", "partial", "seed"):
+        for flag in ("raw", "recordings", "partial", "seed", *(["figure"] if args.accept is not None else [])):
             if getattr(args, flag):
-                parser.error(f"--{flag} does nothing with --{'check' if args.check else 'look'}")
+                parser.error(f"--{flag} does nothing with --{given[0]}")
     elif args.recordings is not None:
         if name in (*BUILT_IN, "uci20"):
             parser.error(f"-d {name} is a built-in set; give your own recordings another name")
@@ -68,6 +71,7 @@ def get_args(argv=None):
 
 def main(args):
     """Prepare or check, print the tables; returns the Reports. Raises UserError, at the end also for problems found."""
+    from dataset import store
     from dataset.check import check
 
     if args.look is not None:
@@ -76,13 +80,19 @@ def main(args):
         for line in look(args.look, args.figure):
             print(line)
         return {}
+    if args.accept is not None:
+        for problem in store.accept(args.accept):
+            print(f"accepted for dataset/{args.accept}: {problem}")
+        return {}
     if args.check is not None:
         names = [args.check]
     elif args.recordings is not None:
+        store.refuse_taken(args.dataset)
         names = prepare_recordings(args)
     else:
         names = prepare_built_in(args)
-    reports = {name: check(name) for name in names}
+    found = {name: store.checked(name, check) for name in names}
+    reports = {name: report for name, (report, _) in found.items()}
     for report in reports.values():
         print(report.text())
     if args.figure is not None:
@@ -90,9 +100,16 @@ def main(args):
 
         figure(names[0], args.figure)
         print(f"drawn: {args.figure}")
-    problems = sum(len(report.problems) for report in reports.values())
-    if problems:
-        raise UserError(f"{problems} problem(s) found in dataset/{names[0]}, listed above; look before you use it")
+    refused = [name for name, (report, accepted) in found.items() if report.problems and not accepted]
+    if refused:
+        problems = sum(len(reports[name].problems) for name in refused)
+        where = " and ".join(f"dataset/{name}" for name in refused)
+        todo = f"mend it, or take it as it is with: python dataset/prepare.py --accept {refused[0]}"
+        todo = "look before you use it" if found[refused[0]][1] is None else todo
+        raise UserError(f"{problems} problem(s) found in {where}, listed above; {todo}")
+    for name in names:
+        if count := len(reports[name].problems):
+            warn(f"{count} problem(s) found in dataset/{name}, listed above; you accepted them")
     return reports
 
 
@@ -135,8 +152,6 @@ def prepare_recordings(args):
         print(line)
     classes = CLASSES if layout == "auto" else layout.classes
     print(f"{args.dataset}: {len(windows.data)} windows{'' if windows.activity[0] else ', without labels'}")
-    if np.isnan(windows.data[0, 0, 3]):
-        print(f"{args.dataset} has no gyroscope: -mv v2 judges without, v1 cannot")
     config = {"command": "prepare", "raw": str(args.raw), "recordings": str(args.recordings)}
     save_dataset(args.dataset, windows, config, classes=classes)
     return [args.dataset]

@@ -140,7 +140,7 @@ class Raw(NamedTuple):
 
 
 def _sessions_of(layout, tables, name, match, notes):
-    """Yield the Sessions of the recording in `name`; `tables` are those of its files by their pattern (None: its own)."""
+    """Yield the Sessions of the recording in `name`; `tables` are those of its files by their pattern (None: its)."""
     main = tables[layout.acc.file]
     groups = {}
     for sensor in layout.sensors:
@@ -287,8 +287,9 @@ def _clocked(layout, raws, notes):
         each = [clocks.in_order(raw.time, raw.rows, raw.table.place, raw.sensors[0].clock, notes) for raw in raws]
         for raw, orders in zip(raws, each, strict=True):
             if len(orders) > 1:
-                raise UserError(f"{raw.table.place(raw.rows[orders[1][0]])}: the clock goes back, and {raw.sensors[0].name} "
-                                "can't be joined with the other sensors' clocks then; split the recording there")  # fmt: skip
+                at, sensor = raw.table.place(raw.rows[orders[1][0]]), raw.sensors[0].name
+                what = f"{sensor} can't be joined with the other sensors' clocks then"
+                raise UserError(f"{at}: the clock goes back, and {what}; split the recording there")
         chosen = [[(raw, orders[0]) for raw, orders in zip(raws, each, strict=True)]]
     return [[_spread(raw, order, notes) for raw, order in parts if len(order)] for parts in chosen]
 
@@ -361,7 +362,7 @@ def parts_of(session, by_label, notes):
 
 
 def _common(streams, edges):
-    """Yield, for every time in which each stream has a stretch and no edge lies, each stream's rows (first, last + 1)."""
+    """Yield, for each time in which all streams have a stretch and no edge lies, their rows (first, last + 1)."""
     spans = [[(s.time[a], s.time[b - 1], a, b) for a, b in s.parts] for s in streams]
     at = [0] * len(streams)
     while all(i < len(span) for i, span in zip(at, spans, strict=True)):
@@ -471,7 +472,7 @@ def _windows(kept, texts):
 
 
 def read(raw, recordings, notes):
-    """Whole recordings under `raw` (a folder, zip or file), for predict.py: `recordings` is a description's file, or auto.
+    """Whole recordings under `raw` (a folder, zip or file), for predict.py; `recordings` is a description, or auto.
 
     Yields (name, samples (n, 6) float32, time (n,) s, whether that is since 1970, (ids (n,), names) of the labels), a
     session at a time, at 20 Hz: gaps show in `time`, -1 is no label. Nothing is written; `notes` (Notes) gets what was

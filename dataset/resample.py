@@ -24,7 +24,7 @@ PIECE, MARGIN = 12_000, 2.0  # steps of an irregular recording at a time, and s 
 
 
 def local_interval(steps):
-    """The usual interval (n,) around each of `steps` (n,): the running median, or that of all where they are regular."""
+    """The usual interval (n,) around each of `steps` (n,): the running median; of all where they are regular."""
     middle = float(np.median(steps))
     if len(steps) < NEAR or np.abs(steps - middle).max() <= REGULAR * middle:
         return np.full(len(steps), middle)

@@ -23,7 +23,8 @@ SAMPLES_50 = STEPS * 50 // RATE  # samples of a 50 Hz recording in one window
 class Windows:
     """Windows of one data set, in the order in which they are stored.
 
-    data (N, 120, 6) float32; activity (N,) names; columns: further label columns in order, name -> (ids (N,), names).
+    data (N, 120, 6) float32, the rotation rate of whole windows NaN where there was no gyroscope; activity (N,) names,
+    all "" in a set without labels; columns: further label columns in order, name -> (ids (N,), names).
     """
 
     data: np.ndarray
@@ -85,9 +86,9 @@ def four_classes(windows):
 
 
 def label_array(windows, classes=CLASSES):
-    """Label columns (N, 120, K) int16: the activity's id in `classes`, -1 for none (""), then the further columns."""
-    table = {name: i for i, name in enumerate(classes)} | {"": -1}
+    """Label columns (N, 120, K) int16: the activity's id in `classes` (-1: no labels), then the further columns."""
     names, inverse = np.unique(windows.activity, return_inverse=True)
+    table = {"": -1} if names.tolist() == [""] else {name: i for i, name in enumerate(classes)}
     unknown = [name for name in names.tolist() if name not in table]
     if unknown:
         raise UserError(f"activity {unknown[0]!r} is none of {', '.join(classes)}; map it to one of them, or to null")
@@ -97,12 +98,12 @@ def label_array(windows, classes=CLASSES):
 
 
 def config_entry(windows, classes=CLASSES):
-    """The entry of dataset/data_config.json: what each label column is, its number of ids and their names."""
+    """A set's entry: what each label column is, its number of ids and their names, whether it has a gyroscope."""
     entry = {"sr": RATE, "seq_len": STEPS, "dimension": windows.data.shape[2]}
     columns = {"activity": classes} | {name: names for name, (_, names) in windows.columns.items()}
     for index, (name, names) in enumerate(columns.items()):
         entry[f"{name}_label_index"] = index
         entry[f"{name}_label_size"] = len(names)
         entry[f"{name}_label"] = list(names)
-    no_gyroscope = {"gyroscope": False} if np.isnan(windows.data[..., 3:]).any() else {}
-    return entry | {"size": len(windows.data)} | no_gyroscope
+    whole = not np.isnan(windows.data[..., 3:]).all((1, 2)).any()
+    return entry | ({} if whole else {"gyroscope": False}) | {"size": len(windows.data)}

@@ -231,7 +231,7 @@ def load_targets(args, targets, column):
         data, labels, (name, own) = labelled_windows(target, args.dataset_version, args.label_index, by_size)
         labels = utils.in_classes(labels, own, column[1])
         if name != column[0] or labels is None:
-            where = f"in {args.dataset} and in {target}; see dataset/data_config.json"
+            where = f"in {args.dataset} and in {target}; see their entries"
             raise UserError(f"-l {args.label_index} does not name the same classes {where}")
         if not (labels >= 0).any():
             raise UserError(f"dataset/{target}: no window has one label throughout; nothing to test on")

@@ -91,9 +91,9 @@ def read_variants(path="config/variants.json"):
 
 
 def prepared(version):
-    """The data sets whose windows are here, in the order of data_config.json, those of the simulated pair left out."""
-    entries = artefacts.read_json(configs.find_config("dataset/data_config.json"), "the data sets' configuration")
-    names = [key.removesuffix(f"_{version}") for key in entries if key.endswith(f"_{version}")]
+    """The data sets whose windows are here, in their canonical order, those of the simulated pair left out."""
+    names = [key.removesuffix(f"_{version}") for key in configs.dataset_entries() if key.endswith(f"_{version}")]
+    names = dict.fromkeys([*names, *configs.own_sets(version)])
     here = [n for n in names if all(utils.data_path(n, version, kind).is_file() for kind in ("data", "label"))]
     return [name for name in here if name not in ("uci20", "sim")]
 

@@ -13,7 +13,9 @@ window in the contrastive head, both views in one batch up to BatchNorm. tests/t
 Axes as in models.py; n rows are steps of windows, B * T of them or B * M.
 """
 
+import contextlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 import triton
@@ -22,7 +24,7 @@ import augment
 import models
 from fast import exact, kernels
 
-TILES = ((64, 3), (32, 1), (16, 1))  # attention's most queries at a time, and its pipeline's stages, largest first
+TILES = ((64, 3), (32, 1), (16, 1))  # most queries at a time, and a pipeline's stages, largest first: see Attend.tile
 MULTIPROCESSORS = 132  # of an H100: the kernels that sum over rows have some programs for each
 ROWS = 16  # rows of a tile where it does not matter much
 
@@ -35,8 +37,11 @@ def width(D):
 def dot_precision():
     """How Triton multiplies float32 matrices: as PyTorch is told to (bfloat16 does not care).
 
-    Three TF32 products give float32's accuracy (1e-6) on the matrix units, which float32 itself has none of.
+    Three TF32 products give float32's accuracy (1e-6) on the matrix units, which float32 itself has none of. But the
+    parts that they split numbers into lie in shared memory: with small tiles it is float32's own multiplication.
     """
+    if Attend.tile != TILES[0]:
+        return "ieee"
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
@@ -218,7 +223,7 @@ class Attend(torch.autograd.Function):
     and values'; the key's bias adds the same to all of a row's scores, which softmax ignores.
     """
 
-    tile = TILES[0]
+    tile = TILES[0]  # of all kernels whose shared memory is large; fit chooses
 
     @staticmethod
     def forward(ctx, h, rows, weight, bias, B, H):
@@ -340,8 +345,8 @@ class NTXent(torch.autograd.Function):
     def forward(ctx, z, temperature):
         n, features = z.shape
         loss, logs = torch.empty(n, device=z.device), torch.empty(n, device=z.device)
-        ctx.sizes = (n, temperature, features, 16, 128, max(16, width(features)))
-        kernels.nt_xent_forward[(triton.cdiv(n, 16),)](z, loss, logs, *ctx.sizes)
+        ctx.sizes = (n, temperature, features, 16, 2 * Attend.tile[0], max(16, width(features)))
+        kernels.nt_xent_forward[(triton.cdiv(n, 16),)](z, loss, logs, *ctx.sizes, num_stages=Attend.tile[1])
         ctx.save_for_backward(z, logs)
         return loss.mean()
 
@@ -349,7 +354,7 @@ class NTXent(torch.autograd.Function):
     def backward(ctx, scale):
         z, logs = ctx.saved_tensors
         dz = torch.empty_like(z)
-        kernels.nt_xent_backward[(triton.cdiv(len(z), 16),)](z, logs, scale, dz, *ctx.sizes)
+        kernels.nt_xent_backward[(triton.cdiv(len(z), 16),)](z, logs, scale, dz, *ctx.sizes, num_stages=Attend.tile[1])
         return dz, None
 
 
@@ -405,6 +410,19 @@ def class_output(head, h, B, keep):
     return exact.after_attention(head, values.flatten(1), keep)
 
 
+@contextlib.contextmanager
+def compiled_together():
+    """The kernels of the block are compiled, side by side, and not run: what it computes means nothing."""
+    launch = triton.JITFunction.run
+    one_thread = torch.autograd.set_multithreading_enabled(False)  # Triton's mode is that of the thread it is set in
+    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool), one_thread:
+        triton.JITFunction.run = lambda self, *args, **how: launch(self, *args, **how | {"warmup": True})
+        try:
+            yield
+        finally:
+            triton.JITFunction.run = launch
+
+
 def fit(engine, cfg, training):
     """Take the largest tiles that this GPU has the shared memory for; False where even the smallest don't fit.
 
@@ -416,13 +434,19 @@ def fit(engine, cfg, training):
     model = models.MaskedModel(cfg).to(engine.device)
     head = models.Contrastive(cfg["hidden"]).to(engine.device)
     positions = torch.arange(augment.masked_steps(T, 0.15), device=engine.device).expand(2 * windows, -1)
+
+    def step():
+        if not training:
+            engine.encoder(model.transformer)(x)
+        for both in (False, True) if training else ():
+            rebuilt, classes = engine.forward(model, head, x, positions, None, both)
+            (rebuilt.sum() + (engine.contrast(head, classes) if both else 0)).backward()
+
     for Attend.tile in TILES:
         try:
-            if not training:
-                engine.encoder(model.transformer)(x)
-            for both in (False, True) if training else ():
-                rebuilt, classes = engine.forward(model, head, x, positions, None, both)
-                (rebuilt.sum() + (engine.contrast(head, classes) if both else 0)).backward()
+            with compiled_together():
+                step()
+            step()
             return True
         except triton.runtime.errors.OutOfResources:
             continue

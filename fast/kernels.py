@@ -8,14 +8,17 @@ are 64-bit and scalar, added to the pointers once: a tile of 64-bit offsets woul
 Axes as in models.py. Every kernel is launched by the function of gpu.py that says what it computes.
 """
 
+import functools
+
 import triton
 import triton.language as tl
 
 EPS = tl.constexpr(1e-12)  # of models.LayerNorm
 LOG2_E = tl.constexpr(1.4426950408889634)
+jit = functools.partial(triton.jit, do_not_specialize=["n"])  # n rows are only compared with: one compilation for all
 
 
-@triton.jit
+@jit
 def add_up(parts, out, n, F, R: tl.constexpr, W: tl.constexpr):
     cols = tl.program_id(0) * W + tl.arange(0, W)
     total = tl.zeros((R, W), tl.float32)
@@ -41,7 +44,7 @@ def standardise_backward(d, unit, scale, D: tl.constexpr):
     return (d - (tl.sum(d, 1) / D)[:, None] - unit * along[:, None]) * scale[:, None]
 
 
-@triton.jit
+@jit
 def norm_forward(
     z, bias, residual, gamma, beta, out, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr, W: tl.constexpr
 ):
@@ -58,7 +61,7 @@ def norm_forward(
     tl.store(out + first * D + at, y.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@jit
 def norm_backward(
     dy, z, bias, residual, gamma, ds, sums, n, D: tl.constexpr, ADD: tl.constexpr, R: tl.constexpr, W: tl.constexpr
 ):
@@ -98,7 +101,7 @@ def gelu_forward(pre, bias, out, size, D: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(out + first + at, y.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@jit
 def gelu_backward(dy, pre, bias, dpre, sums, n, D: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
     """dpre (n, D), the gradient before the GELU, and of each program its sum over rows: the bias's gradient.
 
@@ -459,7 +462,7 @@ def similarities(mine, others, rows, columns, n, temperature):
     return tl.where((rows[:, None] == columns[None, :]) | (columns >= n)[None, :], float("-inf"), s)
 
 
-@triton.jit
+@jit
 def nt_xent_forward(
     z, loss, logs, n, temperature, FEATURES: tl.constexpr, R: tl.constexpr, S: tl.constexpr, P: tl.constexpr
 ):
@@ -479,7 +482,7 @@ def nt_xent_forward(
     tl.store(loss + rows, highest + tl.log(total) - tl.sum(mine * partner, 1) / temperature, rows < n)
 
 
-@triton.jit
+@jit
 def nt_xent_backward(
     z, logs, scale, dz, n, temperature, FEATURES: tl.constexpr, R: tl.constexpr, S: tl.constexpr, P: tl.constexpr
 ):
@@ -501,7 +504,7 @@ def nt_xent_backward(
     tl.store(dz + rows[:, None] * FEATURES + cols[None, :], d, inside)
 
 
-@triton.jit
+@jit
 def add_spans(chosen, lengths, starts, out, n, rounds, M, T: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
     """Of R rows of chosen (n, T): in each round a span from where nothing is chosen yet, cut to what is missing."""
     first = tl.program_id(0).to(tl.int64) * R

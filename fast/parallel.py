@@ -5,7 +5,9 @@ the class tokens of all shares are gathered before BatchNorm and NT-Xent, which 
 gradients are averaged. Validation deals out whole batches. Without torchrun there is one process, and nothing happens.
 """
 
+import atexit
 import contextlib
+import importlib
 import os
 import signal
 import sys
@@ -32,10 +34,19 @@ class Processes:
             raise UserError(f"--nproc_per_node is more than the {torch.cuda.device_count()} GPUs here; lower it")
         self.device = utils.pick_device(int(os.environ["LOCAL_RANK"]) if on_gpu else gpu)
         if self.size > 1:
-            with ended_by_signals():
-                dist.init_process_group("nccl" if on_gpu else "gloo", device_id=self.device if on_gpu else None)
+            self.join("nccl" if on_gpu else "gloo", self.device if on_gpu else None)
         if self.rank:  # what all have to say, one says
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+    def join(self, backend, device):
+        """Become one of the group, to part from it in any case: see leave."""
+        # whoever imports this later (torch.compile does): its functions' default is the group that there is by then,
+        # which so would outlive its end, threads and all
+        importlib.import_module("torch.distributed.nn.functional")
+        with ended_by_signals():
+            dist.init_process_group(backend, device_id=device)
+        if backend == "gloo":  # after a mistake too; NCCL would then wait for the others
+            atexit.register(self.leave)
 
     @property
     def first(self):
@@ -67,7 +78,13 @@ class Processes:
         here.item()
 
     def leave(self):
-        if self.size > 1:
+        """Part from the others, if that has not been done; Gloo's threads have ended then.
+
+        They must, while Python still runs: a thread that lets go of a collective's tensor takes Python's lock for it,
+        and where the interpreter is shutting down that ends the process ("terminate called without an active
+        exception"), be its work done or not.
+        """
+        if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 

@@ -219,7 +219,7 @@ def shoaib_file(parts, seed=0, width=71):
             cells = []
             for place in range(5):
                 acc = np.array([0.1 * place, 1.0, 9.7]) + rng.normal(0, 0.3, 3)
-                gyro = np.array([0.1, 0.2, 0.3]) * (place + 1) + rng.normal(0, 0.1, 3)
+                gyro = np.array([0.02, 0.04, 0.06]) * (place + 1) + rng.normal(0, 0.1, 3)
                 wrong = [f"{1000 * place + 10 * i + row / 1000:.3f}" for i in range(6)]
                 numbers = [*acc.round(6), *wrong[:3], *gyro.round(6), *wrong[3:]]
                 cells += [str(1390000000000 + 20 * row), *map(str, numbers), ""]
@@ -253,10 +253,11 @@ def hhar_rows(slots, per_slot=4, label="walk", user="a", model="nexus4", device=
 
 
 def hhar_csv(rows):
-    """Phones_*.csv of such rows, in that order."""
+    """Phones_*.csv of such rows, in that order; a row that ends with a number arrived that many ms later."""
     text = HHAR_HEADER
     for i, (time, x, y, z, *names) in enumerate(rows):
-        text += f"{i},{time // 10**6 + 5},{time},{float(x)!r},{float(y)!r},{float(z)!r},{','.join(names)}\n"
+        late = names.pop() if isinstance(names[-1], int) else 0
+        text += f"{i},{time // 10**6 + 5 + late},{time},{float(x)!r},{float(y)!r},{float(z)!r},{','.join(names)}\n"
     return text
 
 

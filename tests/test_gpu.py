@@ -10,12 +10,13 @@ from conftest import PAPER as ENCODER
 
 import fast
 from augment import Masks, add_spans, draw_masks, hide, instance_norm
+from fast.exact import Exact
 from models import Contrastive, Embedding, MaskedModel, draw_keep, losses, nt_xent
 from plain import Alone, Plain
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA GPU here", allow_module_level=True)
-pytest.importorskip("triton", reason="no Triton here")
+triton = pytest.importorskip("triton", reason="no Triton here")
 gpu = importlib.import_module("fast.gpu")
 
 TEAM = Alone(torch.device("cuda"))
@@ -215,6 +216,43 @@ def test_smaller_tiles_compute_the_same(monkeypatch, tile, both):
     """Those of a GPU with less shared memory than this one may have."""
     monkeypatch.setattr(gpu.Attend, "tile", tile)
     assert_same(run(GPU, ENCODER, 17, both), run(PLAIN, ENCODER, 17, both), 1e-4, 1e-5)
+
+
+def forget():
+    """The kernels that are loaded: only when one is loaded is it held against the GPU's limits."""
+    for kernel in vars(gpu.kernels).values():
+        if isinstance(kernel, triton.JITFunction):
+            kernel.device_caches.clear()
+
+
+@pytest.mark.parametrize(
+    "limit, precision, tile",
+    [
+        (101_376, "fp32", (32, 1)),  # a GeForce RTX 30, 40 or 50
+        (101_376, "tf32", (64, 3)),
+        (101_376, "bf16", (64, 3)),
+        (49_152, "fp32", (16, 1)),
+        (49_152, "bf16", (32, 1)),
+        (8192, "bf16", None),
+    ],
+)
+def test_a_gpu_with_less_shared_memory(monkeypatch, limit, precision, tile):
+    """The largest tiles that fit, in each precision, and the numbers of the plain path to that precision."""
+    plain = [run(PLAIN, ENCODER, 256, both) for both in (False, True)]
+    monkeypatch.setattr("triton.compiler.compiler.max_shared_mem", lambda device: limit)
+    monkeypatch.setattr(gpu.Attend, "tile", None)
+    forget()
+    try:
+        taken = fast.engine(0, encoder=ENCODER, training=True, precision=precision)
+        if tile is None:
+            assert type(taken) is Exact and "need more shared memory than this GPU has" in taken.note
+            return
+        assert (type(taken), taken.note, gpu.Attend.tile) == (gpu.Gpu, "", tile)
+        tolerances = {"fp32": (1e-4, 1e-5), "tf32": (1e-2, 1e-3), "bf16": (5e-2, 5e-3)}[precision]
+        for both in (False, True):
+            assert_same(run(taken, ENCODER, 256, both), plain[both], *tolerances)
+    finally:
+        forget()
 
 
 @pytest.mark.parametrize("n", [1, 63, 64, 1000])

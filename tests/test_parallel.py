@@ -17,21 +17,38 @@ from fast import parallel
 from models import Contrastive, MaskedModel
 
 STEM = "saved/pretrain_base_a_20_120"
-# pretrain.py, whose second process is killed in its third epoch if KILL is set
+# pretrain.py, in whose third epoch the second process is killed if KILL is set, or the disk is full if FULL is. What is
+# registered first runs last: a process says how many threads are left just before Python shuts down (one that has ended
+# is listed for a moment more)
 SCRIPT = f"""
-import os, runpy, signal, sys
+import atexit, os, runpy, signal, sys, time
+def say_what_is_left():
+    end = time.monotonic() + 3
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    sys.stderr.write("threads left: %d\\n" % len(os.listdir("/proc/self/task")))
+if os.path.isdir("/proc/self/task"):
+    atexit.register(say_what_is_left)
 sys.path.insert(0, {str(ROOT)!r})
 from bookkeeping import resume
 resume.COPY_SECONDS = 0
 original, epochs = resume.Resume.after_epoch, []
 def after_epoch(self, parts, **more):
+    import torch.distributed.nn.functional  # as torch.compile does, or whatever else
     original(self, parts, **more)
     epochs.append(1)
     if len(epochs) == 3 and os.environ["RANK"] == "1" and os.environ.get("KILL"):
         os.kill(os.getpid(), signal.SIGKILL)
+    if len(epochs) == 3 and os.environ.get("FULL"):
+        raise OSError("no space left")
 resume.Resume.after_epoch = after_epoch
 runpy.run_path({str(ROOT / "pretrain.py")!r}, run_name="__main__")
 """
+
+
+def left(err):
+    """How many threads each process that ended in order had left, by what SCRIPT printed."""
+    return re.findall(r"threads left: (\d+)", err)
 
 
 def torchrun(project, *flags, processes=2, **environment):
@@ -72,6 +89,7 @@ def test_two_processes_give_what_one_gives_even_after_one_was_killed(project, ca
     assert [line for line in lines if line.startswith("a: ")] == [told.splitlines()[0]], "one process speaks"
     assert sum("lowest validation loss" in line for line in lines) == 1
     assert err.count("epoch/s") == 0
+    assert left(err) in (["1", "1"], []), "none where the system has no /proc"
 
     names = {path.name.replace("one", "two") for path in (project.folder / STEM).glob("*one*")}
     assert {path.name for path in (project.folder / STEM).glob("*two*")} == names
@@ -86,6 +104,13 @@ def test_two_processes_give_what_one_gives_even_after_one_was_killed(project, ca
             if name not in ("projection_head.0.bias", "projection_head.1.running_mean"):
                 change = (wanted[name] - start[part][name]).float().norm()
                 assert (found[name] - wanted[name]).float().norm() <= 0.01 * change, name
+
+
+def test_no_thread_outlives_a_mistake(project):
+    """A thread of Gloo's that lets go of a tensor while Python shuts down would end the process with SIGABRT."""
+    status, _, err = torchrun(project, "--quiet", FULL="1")
+    assert status != 0 and re.search("^error.*: no space left$", err, re.MULTILINE) and "terminate called" not in err
+    assert set(left(err)) <= {"1"}, err
 
 
 def test_mistakes_name_the_process_and_warnings_come_from_the_first(monkeypatch, capsys):

@@ -435,11 +435,33 @@ def test_total_steps_stops_both_trainings_after_so_many_steps(project):
 def count_steps(project):
     """How many optimiser steps classifier.py takes."""
     taken = []
-    original = torch.optim.Adam.step
+    original = utils.Adam.step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", lambda self, *args: taken.append(1) or original(self, *args))
+        patch.setattr(utils.Adam, "step", lambda self, *args: taken.append(1) or original(self, *args))
         project.run("classifier", "-d", "a", "-lr", 0.5)
     return len(taken)
+
+
+def test_training_imports_no_compiler(project):
+    """It would take as long as the import of PyTorch itself; and the optimiser without it takes PyTorch's own steps."""
+    told = "import atexit; atexit.register(lambda: print('torch._dynamo' in sys.modules))"
+    status, out, err = project.command("pretrain.py", "-d", "a", "-g", "cpu", "--quiet", prelude=told)
+    assert status == 0 and out.splitlines()[-1] == "False", err
+    weights, states = [], []
+    for kind in (torch.optim.Adam, utils.Adam):
+        layer = torch.nn.Linear(3, 2)
+        torch.nn.init.constant_(layer.weight, 0.5), torch.nn.init.zeros_(layer.bias)
+        optimizer = kind(layer.parameters(), lr=0.1, fused=True)
+        for step in range(4):
+            if step == 2:  # as a resumed run does
+                before, optimizer = optimizer.state_dict(), kind(layer.parameters(), lr=0.1, fused=True)
+                optimizer.load_state_dict(before)
+            optimizer.zero_grad()
+            layer(torch.eye(3) + step).square().sum().backward()
+            optimizer.step()
+        weights.append(layer.weight), states.append(optimizer.state_dict())
+    assert torch.equal(*weights) and states[0].keys() == states[1].keys()
+    assert states[0]["param_groups"] == states[1]["param_groups"]
 
 
 def test_every_epoch_of_the_classifier_draws_on_its_own(trained, monkeypatch):

@@ -86,8 +86,9 @@ def test_a_file_system_without_locks_is_a_warning(trained, monkeypatch, capsys, 
     trained.run(*TEST), trained.run(*TEST)
     assert len(artefacts.read_table(RESULTS)) == rows + 2
     assert capsys.readouterr().err.count("a file system without locks: run one command at a time") >= 1
-    store.save_entry("new_20_120", {"sr": 20})
-    assert "new_20_120" in artefacts.read_json("dataset/data_config.json", "")
+    with store.changing("new") as entries:
+        entries["20_120"] = {"sr": 20}
+    assert "20_120" in artefacts.read_json("dataset/new/entry.json", "")
     assert not list(trained.folder.rglob(".*lock"))
 
 
@@ -101,11 +102,11 @@ def test_a_table_that_is_a_link_stays_one(trained):
     table.symlink_to(real)
     trained.run(*TEST)
     assert table.is_symlink() and len(artefacts.read_table(real)) == 2
-    config = trained.folder / "dataset/data_config.json"
-    config.rename(trained.folder / "elsewhere/config.json")
-    config.symlink_to("../elsewhere/config.json")
-    store.save_entry("new_20_120", {"sr": 20})
-    assert config.is_symlink() and "new_20_120" in artefacts.read_json(trained.folder / "elsewhere/config.json", "")
+    entry = trained.folder / "dataset/b/entry.json"
+    entry.symlink_to("../../elsewhere/entry.json")
+    with store.changing("b") as entries:
+        entries["20_120"] = {"sr": 20}
+    assert entry.is_symlink() and "20_120" in artefacts.read_json(trained.folder / "elsewhere/entry.json", "")
 
 
 @pytest.mark.parametrize(
