@@ -21,11 +21,14 @@ LARGEST = 4 << 30  # bytes of one file, unpacked: it is read whole
 HEAD = 1 << 17  # bytes that the names, the separator and the decimal sign are seen from
 SEPARATORS = (",", ";", "\t")
 ENDINGS = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".parquet", ".npy", ".npz", ".mat")
-UNITS = {  # as files spell them: the unit as descriptions do
-    "m/s^2": "m/s2", "m/s2": "m/s2", "m/s²": "m/s2", "m/(s^2)": "m/s2", "m/s/s": "m/s2", "m s-2": "m/s2",
-    "g": "g", "rad/s": "rad/s", "deg/s": "deg/s", "d/s": "deg/s", "°/s": "deg/s", "dps": "deg/s",
-    "s": "s", "ms": "ms", "us": "us", "µs": "us", "ns": "ns",
-}  # fmt: skip
+SPELLINGS = {  # of units in files, by the unit as descriptions spell it
+    "m/s2": ("m/s^2", "m/s2", "m/s²", "m/(s^2)", "m/s/s", "m s-2"),
+    "g": ("g",),
+    "rad/s": ("rad/s",),
+    "deg/s": ("deg/s", "d/s", "°/s", "dps"),
+    **{unit: (unit,) for unit in SECONDS},
+}
+UNITS = {spelling: unit.replace("µ", "u") for unit, spellings in SPELLINGS.items() for spelling in spellings}
 DATE = r"(?:(\d{1,4})[-/.](\d{1,2})[-/.](\d{1,4})[T ,]+)?(\d{1,2})[:.-](\d{1,2})[:.-](\d{1,2})(?:[.,:](\d{1,9}))?"
 DATE = rf"^\s*{DATE}\s*([AaPp][Mm])?\s*(?:UTC)?\s*(Z|[+-]\d{{2}}:?\d{{2}})?\s*$"
 
@@ -335,6 +338,9 @@ def _units(table, lines, head, number, units):
 def _parse(table, body, head, number, text):
     import polars
 
+    first = body.partition(b"\n")[0]  # as wide as the table, or polars would not know the columns that follow
+    missing = head.width - len(cells(first.decode("utf-8", "replace").rstrip("\r"), head.separator))
+    body = first.rstrip(b"\r") + head.separator.encode() * max(missing, 0) + body[len(first) :]
     options = {"has_header": False, "separator": head.separator, "columns": sorted(number | text)}
     options |= {"encoding": "utf8-lossy", "decimal_comma": head.decimal == ","}
     kinds = {f"column_{i}": polars.Float64 if i in number - text else polars.String for i in number | text}

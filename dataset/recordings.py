@@ -91,8 +91,8 @@ def _beside(layout, names, name, match, pattern, source):
     if len(found) == 1 or (not found and pattern in optional):
         return found[0] if found else None
     what = f"no file {pattern!r}" if not found else f"more than one file {pattern!r} ({', '.join(found[:3])})"
-    raise UserError(f"{source.label}: {name} has {what} beside it; mend 'file' in {layout.where}, or say which files "
-                    "belong together: \"recording\": {\"path\": GROUP}")  # fmt: skip
+    todo = f'mend \'file\' in {layout.where}, or say which files belong together: "recording": {{"path": GROUP}}'
+    raise UserError(f"{source.label}: {name} has {what} beside it; {todo}")
 
 
 def _tables(layout, source, files):
@@ -152,8 +152,8 @@ def _sessions_of(layout, tables, name, match, notes):
     marks = _marks(layout.label_file, tables.get("label"))
     breaks = np.array([time for time, _ in _marks(layout.breaks, tables.get("breaks"))])
     if len(combos) > 1 and any(raw.table is not main for raw in raws):
-        raise UserError(f"{main.where} holds several recordings, users or positions, and sensors in other files: they "
-                        f"can't be told apart there; mend {layout.where}")  # fmt: skip
+        what = "holds several recordings, users or positions, and sensors in other files"
+        raise UserError(f"{main.where} {what}: they can't be told apart there; mend {layout.where}")
     held = range(1) if place is None else np.unique(place[raws[0].rows]).tolist()  # not that of blank lines
     for number, combo in ((i, combos[i]) for i in held):
         keys = {key: found[combo[i]] for i, (key, found) in enumerate(texts.items())}
@@ -281,8 +281,9 @@ def _clocked(layout, raws, notes):
         at = [np.full(rows[-1] + 1, -1) for _ in raws]
         for places, raw in zip(at, raws, strict=True):
             places[raw.rows] = np.arange(len(raw.rows))
-        chosen = [[(raw, found[found >= 0]) for raw, places in zip(raws, at, strict=True) for found in [places[order]]]
-                  for order in orders]  # fmt: skip
+        chosen = [
+            [(raw, places[order][places[order] >= 0]) for raw, places in zip(raws, at, strict=True)] for order in orders
+        ]
     else:
         each = [clocks.in_order(raw.time, raw.rows, raw.table.place, raw.sensors[0].clock, notes) for raw in raws]
         for raw, orders in zip(raws, each, strict=True):
@@ -332,7 +333,7 @@ def _marks(origin, table):
 class Part(NamedTuple):
     """Samples at 20 Hz without a gap or, if asked for, a change of label."""
 
-    begin: float  # s
+    begin: float  # s, of the first of them
     samples: np.ndarray  # (s, 6) m/s², rad/s; NaN in the last three without gyroscope
     label: str
 
@@ -358,7 +359,7 @@ def parts_of(session, by_label, notes):
             continue
         alone = len(cut) == 1
         made = [resample(t, x) if alone else resample(t, x, begin, steps) for t, x in cut]
-        yield Part(begin, _channels(layout, session.streams, made), label)
+        yield Part(begin + 0.5 / RATE, _channels(layout, session.streams, made), label)
 
 
 def _common(streams, edges):
@@ -448,8 +449,8 @@ def _class(session, part):
     """The class of a part's label, None for none. Raises UserError for a label that the description does not have."""
     layout = session.layout
     if part.label and part.label not in layout.activities:
-        raise UserError(f"{session.name}: label {part.label!r} is not in 'activities' of {layout.where}; add it there, "
-                        "with null to drop it")  # fmt: skip
+        what = f"{session.name}: label {part.label!r} is not in 'activities' of {layout.where}"
+        raise UserError(f"{what}; add it there, with null to drop it")
     return layout.activities.get(part.label)
 
 
