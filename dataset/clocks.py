@@ -11,6 +11,8 @@ from dataset.resample import HIGHEST, LOWEST, local_interval
 
 SET_BACK = 5.0  # s: a clock that goes back by more was set back, or began anew; by less, rows are out of order
 GAP = 0.1  # s without a sample that end a stretch, or 2.5 intervals where those are longer
+BURSTS = "samples in bursts, left out"
+TO_SPREAD = '; give their rate ("rate": HZ beside the column) to spread them'
 SLACK = 1.05  # by which a rate may pass its limits
 
 
@@ -24,6 +26,11 @@ class Notes:
 
     def add(self, reason, detail):
         self.found.setdefault(reason, []).append(detail)
+
+    def take(self, other):
+        """Add all that other Notes hold."""
+        for reason, details in other.found.items():
+            self.found.setdefault(reason, []).extend(details)
 
     def lines(self):
         for reason, details in self.found.items():
@@ -62,16 +69,20 @@ def in_order(time, rows, place, clock, notes):
                     'say "sort": true under "time": they are put in order where that mixes no two recordings'
                 )
             order = np.argsort(t, kind="stable")
-            _check_mixed(t[order], order, at)
+            _check_mixed(t, order, at)
             session = session[order]
         result.append(session)
     return result
 
 
 def _check_mixed(time, order, where):
-    """Raise UserError if more rows lie within a sorted part than its duration can hold at the usual rate."""
-    steps = np.diff(time)
-    usual = np.median(steps[steps > 0]) if (steps > 0).any() else 0
+    """Raise UserError if more rows lie within a part that `order` sorts than its duration can hold at the usual rate.
+
+    The usual interval is that of rows as they stand in the file, where two recordings are not mixed yet.
+    """
+    steps = np.abs(np.diff(time))
+    usual = np.quantile(steps[steps > 0], 0.4) if (steps > 0).any() else 0  # swapped pairs: half are 1, half are 3
+    time = time[order]
     moved = np.concatenate([[0], (order != np.arange(len(order))).astype(np.int8), [0]])
     edges = np.flatnonzero(np.diff(moved))
     for first, last in edges.reshape(-1, 2).tolist():
@@ -121,6 +132,8 @@ def _at_rate(time, rate, where):
     first = np.flatnonzero(np.concatenate([[True], np.diff(time) > 0.25 / rate]))  # of each burst
     count = np.diff(np.append(first, len(time)))
     steps, held = np.diff(time[first]), np.maximum(count[1:], count[:-1]) / rate
+    if len(steps) > 3 and not 0.75 < (usual := np.median(count[:-1] / steps) / rate) < 1.33:
+        raise UserError(f"{where}: the rate is said to be {rate:g} Hz, but the stamps tell of {usual * rate:.3g}")
     parts = np.flatnonzero(steps > held + max(GAP, 2.5 / rate)) + 1
     result = np.empty(len(time))
     for bursts_of in np.split(np.arange(len(first)), parts):
@@ -131,7 +144,8 @@ def _at_rate(time, rate, where):
             seen = (n - (count[bursts_of[0]] + count[bursts_of[-1]]) / 2) / span
             if abs(seen / rate - 1) > 0.1 + most / n:
                 raise UserError(f"{where}: the rate is said to be {rate:g} Hz, but the stamps tell of {seen:.3g}")
-            true = seen if most / n < 0.005 else rate
+            if most / n < 0.005 or abs(seen / rate - 1) > most / n:  # the stamps tell more exactly
+                true = seen
         result[begin : begin + n] = time[begin] + np.arange(n) / true
     if (np.diff(result) <= 0).any():
         raise UserError(f"{where}: at {rate:g} Hz the rows of a burst last longer than to the next; is that the rate?")
@@ -155,9 +169,13 @@ def stretches(time, max_gap, where, notes):
     usual = float(np.median(steps))
     limit = max_gap or max(GAP, 2.5 * min(usual, SLACK / LOWEST))
     edges = np.concatenate([[0], np.flatnonzero(steps > limit + 1e-9) + 1, [len(time)]])
-    found = []
+    found, said = [], Notes()
     for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        found += _fast_enough(time, first, last, where, notes) if last - first > 2 else []
+        found += _fast_enough(time, first, last, where, said) if last - first > 2 else []
+    if not found and bursts(steps):  # gaps lie between them
+        notes.add(BURSTS, f"{where}, {between(time[0], time[-1])}{TO_SPREAD}")
+        return []
+    notes.take(said)
     if not found and usual > SLACK / LOWEST:
         notes.add(
             "below 20 Hz, left out",
@@ -182,8 +200,6 @@ def _fast_enough(time, first, last, where, notes):
                 f"above {HIGHEST} Hz, left out", f"{times} at {1 / np.median(part):.4g} Hz; is the time's unit right?"
             )
         elif bursts(part) or (part / local[a:b]).mean() > 1.5:
-            notes.add(
-                "samples in bursts, left out", f'{times}; give their rate ("rate": HZ beside the column) to spread them'
-            )
+            notes.add(BURSTS, times + TO_SPREAD)
         elif end - begin > 2:
             yield begin, end

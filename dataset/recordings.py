@@ -9,6 +9,7 @@ Axes: n rows of a file, s steps at 20 Hz.
 
 import posixpath
 import re
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,6 +113,12 @@ def _tables(layout, source, files):
         units = {column: sensor.unit for sensor in mine for column in sensor.columns}
         table = _read(source, file, layout, [sensor.clock for sensor in mine], list(units), texts, units)
         tables |= {sensor.file: table for sensor in mine}
+        taken = {}
+        for sensor in mine:  # of a name and a number too
+            for column in sensor.columns:
+                key = table.find(column), sensor.where
+                if taken.setdefault(key, sensor.name) != sensor.name:
+                    raise UserError(f"{table.where}: column {column!r} cannot serve {taken[key]} and {sensor.name}")
     for key, origin in (("label", layout.label_file), ("breaks", layout.breaks)):
         if origin and files.get(origin[0]) and formats.has_rows(source, files[origin[0]]):
             texts = [] if origin[1] is None else [origin[1]]
@@ -343,7 +350,8 @@ def parts_of(session, by_label, notes):
     layout = session.layout
     if {s for stream in session.streams for s in stream.sensors} != set(layout.sensors):
         return
-    edges = [time for time, _ in session.marks[1:]] if by_label else []
+    change = [now for (_, before), (now, text) in pairwise(session.marks) if text != before]
+    edges = change if by_label else []
     edges = np.unique(np.concatenate([session.breaks, np.array(edges, np.float64)]))
     for rows in _common(session.streams, edges):
         cut = [(stream.time[a:b], stream.values[a:b]) for stream, (a, b) in zip(session.streams, rows, strict=True)]

@@ -30,7 +30,7 @@ def local_interval(steps):
         return np.full(len(steps), middle)
     from scipy.ndimage import median_filter
 
-    return median_filter(steps, NEAR, mode="nearest")
+    return median_filter(steps, NEAR, mode="reflect")  # a loss after the first sample is no rate
 
 
 def extent(time):
