@@ -322,7 +322,7 @@ def _units(table, lines, head, number, units):
     index = next((i for i in range(head.first - 1, len(lines)) if lines[i].strip()), None)
     row = cells(lines[index], head.separator) if index is not None else []
     under = [row[i] if i < len(row) else "" for i in sorted(number)]
-    is_units = under and all(under) and not any(is_number(cell, head.decimal) for cell in under)
+    is_units = under and all(under) and not any(is_number(cell) or re.match(r"[-+.,]*\d", cell) for cell in under)
     if is_units:
         table.first = index + 2
     for reference, unit in units.items():

@@ -19,7 +19,7 @@ from dataset import apps, clocks, formats
 from dataset.archives import open_source
 from dataset.clocks import Notes, between
 from dataset.description import SECONDS, Layout, Line, fits
-from dataset.resample import extent, resample, steps_in
+from dataset.resample import HIGHEST, LOWEST, extent, resample, steps_in
 from dataset.windows import RATE, STEPS, Windows, runs, window_starts
 
 LIMIT = 16 << 30  # bytes that an archive may unpack to
@@ -224,8 +224,14 @@ def _times(table, clock, n, empty):
 
 
 def _rate(table, clock):
-    """The rate that a clock tells, in Hz, or None."""
-    return table.cell(clock.rate) if isinstance(clock.rate, Line) else clock.rate
+    """The rate that a clock tells, in Hz, or None. Raises UserError for one that a line of the file tells wrongly."""
+    if not isinstance(clock.rate, Line):
+        return clock.rate
+    rate = table.cell(clock.rate)
+    if not LOWEST <= rate <= HIGHEST:
+        what = f"a rate of {rate:g} Hz, not of {LOWEST} to {HIGHEST}"
+        raise UserError(f"{table.where}, line {clock.rate.number} tells {what}; is it this file, or another app's?")
+    return rate
 
 
 def _new(good, time, values, own_clock):
@@ -350,7 +356,8 @@ def parts_of(session, by_label, notes):
     layout = session.layout
     if {s for stream in session.streams for s in stream.sensors} != set(layout.sensors):
         return
-    change = [now for (_, before), (now, text) in pairwise(session.marks) if text != before]
+    marks = [(-np.inf, ""), *session.marks]
+    change = [now for (_, before), (now, text) in pairwise(marks) if text != before and now > -np.inf]
     edges = change if by_label else []
     edges = np.unique(np.concatenate([session.breaks, np.array(edges, np.float64)]))
     for rows in _common(session.streams, edges):

@@ -8,8 +8,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from raw_files import written
 
+from bookkeeping.commands import UserError
 from dataset import recordings
 from dataset.description import Layout
 
@@ -123,3 +125,11 @@ def read(folder, files, spec=PLAIN):
         spec if spec == "auto" else Layout(json.loads(json.dumps(spec)), "my.json"), raw
     )
     return windows, list(notes.lines())
+
+
+def refused(said, folder, files, spec=PLAIN):
+    """Assert that reading ends in one line that matches `said`; returns it."""
+    with pytest.raises(UserError, match=said) as caught:
+        read(folder, files, spec)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from own_recordings import NAMES, PLAIN, assert_begin, body, clock, every, joined, plain, read, rows_of, table
+from own_recordings import NAMES, PLAIN, assert_begin, body, clock, every, joined, plain, read, refused, rows_of, table
 from raw_files import project  # noqa: F401
 
 from bookkeeping.commands import UserError
@@ -12,14 +12,6 @@ from dataset import resample
 
 SORT = PLAIN | {"time": {"column": "t", "unit": "s", "sort": True}}
 RATE = PLAIN | {"time": {"column": "t", "unit": "s", "rate": 50}}
-
-
-def refused(said, folder, files, spec=PLAIN):
-    """Assert that reading ends in one line that matches `said`."""
-    with pytest.raises(UserError, match=said) as caught:
-        read(folder, files, spec)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def in_turn(*parts):
