@@ -48,8 +48,11 @@ def choose(source, names, notes):
                 what = f"{source.label}: {name} looks like a gyroscope's, but not as {app} writes it"
                 raise UserError(f"{what}; describe it: python dataset/prepare.py --look FOLDER shows what is there")
             why = why_fits(source, mine, layout)
+            own, others = layout.patterns()
+            main = [name for name in mine if (fits(own, name) if own else is_own(source, name, layout))]
+            beside = [name for name in below if name not in main and any(fits(other, name) for other in others)]
             notes.add(f"read as {app}", f"{folder or source.label}, by {why} ({layout.where})")
-            chosen.append((layout, below))
+            chosen.append((layout, main + beside))
     if not chosen:
         first = ", ".join(sorted(names)[:3]) or "no table"
         raise UserError(
@@ -83,6 +86,11 @@ def why_fits(source, names, layout):
     return ", ".join(said)
 
 
+def is_own(source, name, layout):
+    """Whether a file is what `when` asks for: others beside it are none of the app's recordings."""
+    return any(fits(p, posixpath.basename(name)) and _holds(source, name, wanted) for p, wanted in layout.when.items())
+
+
 def _holds(source, name, wanted):
     """Whether a file has columns of these names, or in its first row one of these texts in each of these columns."""
     if formats.ending(name) not in TEXT:
@@ -97,8 +105,8 @@ def _holds(source, name, wanted):
         columns = [table.find(column) for column in wanted if isinstance(wanted, list) or column in head.names]
     except UserError:
         return False
-    if isinstance(wanted, list):
-        return True
+    if isinstance(wanted, list):  # some apps write the header alone for a sensor that gave nothing
+        return any(line.strip() for line in lines[head.first - 1 :])
     row = formats.cells(lines[head.first - 1], head.separator) if head.first <= len(lines) else []
     first = {head.names[i]: row[i] if i < len(row) else "" for i in columns}
     return all(first.get(column, "").lower() in texts for column, texts in wanted.items())

@@ -1,5 +1,6 @@
 """What a recording holds, before anything is made of it: files, columns, clocks, units at rest, and a description."""
 
+import glob
 import posixpath
 import re
 
@@ -57,9 +58,16 @@ def look(raw, figure=None):
         for layout, mine in chosen:
             if layout.spec != shown:
                 yield "description, to save as JSON and correct (docs/recordings.md):"
-                yield apps.written({key: value for key, value in layout.spec.items() if key != "when"})
+                yield apps.written(_to_save(layout, source, mine, names))
                 shown = layout.spec
             yield from measured(source, mine, layout, figure if layout is chosen[0][0] else None)
+
+
+def _to_save(layout, source, mine, names):
+    """The description without `when`, that is, for these files alone: it names its table where others lie beside."""
+    spec = {key: value for key, value in layout.spec.items() if key != "when"}
+    own = {glob.escape(posixpath.basename(name)) for name in mine if apps.is_own(source, name, layout)}
+    return ({"files": own.pop()} if len(own) == 1 < len(names) and not layout.patterns()[0] else {}) | spec
 
 
 def columns_of(source, name):
@@ -106,7 +114,7 @@ def guess(heads):
     if "gyro" in found:
         other, spec["gyro"], own = found["gyro"]
         if other != main:
-            acc["file"], spec["gyro"]["file"] = posixpath.basename(main), posixpath.basename(other)
+            acc["file"], spec["gyro"]["file"] = (glob.escape(posixpath.basename(name)) for name in (main, other))
         if own != clock:
             spec["gyro"]["time"] = own
     acc["gravity"] = True

@@ -58,6 +58,7 @@ def sessions(layout, source, names, notes, used):
     """
     own, others = layout.patterns()
     mine = [name for name in names if (fits(own, name) if own else formats.ending(name) in (".csv", ".csv.gz"))]
+    mine = mine if own else [name for name in mine if not any(fits(other, name) for other in others)]
     mine = mine or [name for name in names if not own and len(names) == 1]
     for name in sorted(mine, key=_file_order):
         match = layout.path.search(name)
@@ -86,8 +87,9 @@ def _beside(layout, names, name, match, pattern, source):
         folder = posixpath.dirname(name)
         near = [other for other in names if other.startswith(folder + "/" * bool(folder))]
     found = [other for other in near if fits(pattern, other)]
-    if kind != "path" and len(found) > 1:  # the folder's own before those further down
-        found = [other for other in found if posixpath.dirname(other) == posixpath.dirname(name)] or found
+    if kind != "path" and found:  # the folder's own before those further down
+        least = min(other.count("/") for other in found)
+        found = [other for other in found if other.count("/") == least]
     optional = [part[0] for part in (layout.label_file, layout.breaks) if part]
     if len(found) == 1 or (not found and pattern in optional):
         return found[0] if found else None
