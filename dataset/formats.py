@@ -336,42 +336,32 @@ def _units(table, lines, head, number, units):
 
 
 def _parse(table, body, head, number, text):
+    """Puts the columns `number` and `text` of the lines `body` into the table, null where a row has too many cells."""
     import polars
 
-    first = body.partition(b"\n")[0]  # as wide as the table, or polars would not know the columns that follow
-    missing = head.width - len(cells(first.decode("utf-8", "replace").rstrip("\r"), head.separator))
+    if body.count(b'"') % 2:  # one is left open, and would take all that follows into a cell
+        body = b"\n".join(b"" if line.count(b'"') % 2 else line for line in body.split(b"\n"))
+    first = body.partition(b"\n")[0]  # made as wide as the table and a column more, which no row should reach
+    missing = head.width + 1 - len(cells(first.decode("utf-8", "replace").rstrip("\r"), head.separator))
     body = first.rstrip(b"\r") + head.separator.encode() * max(missing, 0) + body[len(first) :]
-    options = {"has_header": False, "separator": head.separator, "columns": sorted(number | text)}
-    options |= {"encoding": "utf8-lossy", "decimal_comma": head.decimal == ","}
-    kinds = {f"column_{i}": polars.Float64 if i in number - text else polars.String for i in number | text}
-    for attempt in range(2):
-        try:
-            frame = polars.read_csv(body, schema_overrides=kinds, ignore_errors=True, **options)
-            if any(frame[f"column_{i}"].null_count() for i in number - text):  # " 1.5", "1,5 " and the like
-                kinds = dict.fromkeys(kinds, polars.String)
-                frame = polars.read_csv(body, schema_overrides=kinds, infer_schema=False, **options)
-            break
-        except (polars.exceptions.PolarsError, UnicodeDecodeError) as error:
-            if attempt:
-                first = str(error).splitlines()[0]
-                raise UserError(f"{table.where}: not the table that was expected ({first})") from error
-            body = _regular(table, body, head)
+    options = {"has_header": False, "separator": head.separator, "columns": sorted(number | text | {head.width})}
+    options |= {"encoding": "utf8-lossy", "decimal_comma": head.decimal == ",", "truncate_ragged_lines": True}
+    kinds = {i: polars.Float64 if i in number - text else polars.String for i in options["columns"]}
+    kinds = {f"column_{i}": kind for i, kind in kinds.items()}
+    try:
+        frame = polars.read_csv(body, schema_overrides=kinds, ignore_errors=True, **options)
+        if any(frame[f"column_{i}"].null_count() for i in number - text):  # " 1.5", "1,5 " and the like
+            kinds = dict.fromkeys(kinds, polars.String)
+            frame = polars.read_csv(body, schema_overrides=kinds, infer_schema=False, **options)
+    except (polars.exceptions.PolarsError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{table.where}: not the table that was expected ({first})") from error
+    more = frame[f"column_{head.width}"].is_not_null()
     for i in number | text:
         series = frame[f"column_{i}"]
         if i in number and series.dtype == polars.String and head.decimal == ",":
             series = series.str.replace(",", ".", literal=True)
-        table.series[i] = series
-
-
-def _regular(table, body, head):
-    """The lines without those that have more cells than a row of the table; they are counted as lost."""
-    separator, kept = head.separator.encode(), []
-    for line in body.split(b"\n"):
-        long = line.count(separator) >= head.width
-        if long and len(cells(line.decode("utf-8", "replace"), head.separator)) > head.width:
-            line = b""
-        kept.append(line)
-    return b"\n".join(kept)
+        table.series[i] = series.set(more, None) if i in number and more.any() else series
 
 
 def _parquet(source, name, where, wanted):

@@ -61,20 +61,29 @@ def begins(data, near=NEAR):
     """Where in the movement each of the windows (N, 120, 6) begins, in s; asserts that each of them is right."""
     found = []
     for number, window in enumerate(data.astype(np.float64)):
-        guess = window[:, 0].mean() / RISE - 119 / 40
-        far = 0.25 if near[0] < 0.2 else 2.5  # what is coarse or disturbed tells its begin less exactly
-        at = guess + np.arange(-far, far, 0.002)
-        t = (at[:, None] + np.arange(120) / 20).ravel()
         channels = 3 if np.isnan(window).any() else 6
         assert not np.isnan(window[:, :channels]).any()
-        error = np.abs(body(t).reshape(len(at), 120, 6) - window)[..., :channels]
-        error[:, [0, 1, 2, -3, -2, -1]] /= 2.5  # at a recording's ends the filter has samples on one side alone
-        error = error.reshape(len(at), 120, -1, 3).max((1, 3))
-        error /= near[: channels // 3]
-        best = error.max(1).argmin()
-        assert error[best].max() <= 1, f"window {number}, near {at[best]:.2f} s: {error[best] * near[: channels // 3]}"
-        found.append(at[best])
+        far = 0.25 if near[0] < 0.2 else 2.5  # what is coarse or disturbed tells its begin less exactly
+        at = window[:, 0].mean() / RISE - 119 / 40
+        for width, step in ((far, 0.02), (0.02, 0.002)):
+            tried = at + np.arange(-width, width + step, step)
+            error = differences(window[:, :channels], tried) / near[: channels // 3]
+            at = tried[error.max(1).argmin()]
+        worst = error.max(1).min()
+        assert worst <= 1, f"window {number}, near {at:.2f} s: {error[error.max(1).argmin()] * near[: channels // 3]}"
+        found.append(at)
     return np.array(found)
+
+
+def differences(window, at):
+    """The largest difference of acc and of gyro between a window (120, C) and those that begin at `at` (k,): (k, C/3).
+
+    At a recording's ends the filter has samples on one side alone: there half of it counts.
+    """
+    true = body((at[:, None] + np.arange(120) / 20).ravel()).reshape(len(at), 120, 6)[..., : window.shape[1]]
+    error = np.abs(true - window)
+    error[:, [0, 1, 2, -3, -2, -1]] /= 2.5
+    return error.reshape(len(at), 120, -1, 3).max((1, 3))
 
 
 def assert_begin(data, *expected, near=NEAR, within=HALF_STEP):
