@@ -33,7 +33,7 @@ def get_args(argv=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--raw", type=Path, required=True, help="a recording, a folder of them, or a zip")
-    add("--recordings", type=Path, required=True, help="JSON that describes the files (docs/data.md)")
+    add("--recordings", default="auto", metavar="FILE.json|auto", help="what the files are (default: a known app's)")
     add("--out", type=Path, metavar="FILE.csv", help="write the windows' activities there")
     add("--figure", type=Path, metavar="FILE.png", help="draw the time line there")
     step = a_number(float, lambda x: 1 / inference.RATE <= x <= 3600, "a number of seconds from 0.05 to 3600")
@@ -111,13 +111,13 @@ def main(args):
     print(f"judged by {what}: {', '.join(model.names)}")
     if model.temperature is None:
         print("temperature 1: none is recorded beside the classifier, so that its confidence is not calibrated")
-    found, drawn, text = [], [], io.StringIO()
+    found, drawn, text, notes = [], [], io.StringIO(), recordings.Notes()
     writer = csv.DictWriter(text, inference.columns(model.names), lineterminator="\n")
     writer.writeheader()
     with tqdm(unit="s", unit_scale=True, disable=args.quiet, desc="recorded") as bar:
 
         def read():
-            for recording in map(inference.Recording._make, recordings.read(args.raw, args.recordings)):
+            for recording in map(inference.Recording._make, recordings.read(args.raw, args.recordings, notes)):
                 if args.figure and len(drawn) < DRAWN:
                     drawn.append(envelope(recording.time, np.linalg.norm(recording.samples[:, :3], axis=1)))
                 yield recording
@@ -126,6 +126,7 @@ def main(args):
             found.append(judged)
             bar.write(summary(judged, model.names, args.abstain), file=sys.stdout)
             writer.writerows(inference.table(judged, model.names, args.abstain))
+    print("\n".join(notes.lines()) or "all of it was read")
     if not any(len(judged.start) for judged in found):
         raise UserError(f"--raw {args.raw}: no stretch without a gap lasts the 6 s of a window; nothing to judge")
     report, result = scores(found, model, args.abstain)

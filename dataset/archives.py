@@ -5,6 +5,7 @@ read; the zip module holds every member to its declared size and checksum while 
 """
 
 import contextlib
+import os
 import posixpath
 import re
 import zipfile
@@ -18,12 +19,13 @@ MEMBERS = 100_000  # more than this many files is no data set
 class Source:
     """The files of one raw data set by their relative path, with '/' between folders.
 
-    label: the path that the user knows it by; sizes: name -> bytes.
+    label: the path that the user knows it by; sizes: name -> bytes; skipped: name -> why it is not there.
     """
 
-    def __init__(self, label, sizes, opener):
+    def __init__(self, label, sizes, opener, skipped=None):
         self.label = str(label)
         self.sizes = sizes
+        self.skipped = skipped or {}
         self._open = opener
 
     def __contains__(self, name):
@@ -61,8 +63,10 @@ def open_source(path, limit, wanted):
     with contextlib.ExitStack() as stack:
         if path.is_dir():
             source = _folder(path)
-        elif path.is_file():
+        elif path.is_file() and (zipfile.is_zipfile(path) or not re.fullmatch(wanted, path.name)):
             source = _zip(stack, path, path, limit)
+        elif path.is_file():  # one recording
+            source = Source(path.parent, {path.name: path.stat().st_size}, lambda name: open(path.parent / name, "rb"))
         else:
             raise UserError(f"--raw {path}: there is no such file or folder")
         if not source.sizes:
@@ -82,14 +86,39 @@ def open_source(path, limit, wanted):
 
 
 def _folder(path):
-    sizes = {}
-    for file in path.rglob("*"):
-        name = file.relative_to(path).as_posix()
-        if file.is_file() and not _hidden(name):
-            sizes[name] = file.stat().st_size
-        if len(sizes) > MEMBERS:
-            raise UserError(f"--raw {path} holds more than {MEMBERS} files; give the data set's own folder")
-    return Source(path, sizes, lambda name: open(path / name, "rb"))
+    """The files below a folder; links are followed, each file and folder is taken once."""
+    sizes, skipped, seen = {}, {}, set()
+    for folder, folders, files in os.walk(path, followlinks=True):
+        at = Path(folder)
+        if _again(at, seen):
+            skipped[f"{at.relative_to(path).as_posix()}/"] = "a link to what is read already"
+            folders.clear()
+            continue
+        folders.sort()
+        for file in sorted(files):
+            name = (at / file).relative_to(path).as_posix()
+            if not (at / file).exists():
+                skipped[name] = "a link to nothing"
+            elif not (at / file).is_file() or _hidden(name):
+                continue
+            elif _copy(name):
+                skipped[name] = "an editor's or notebook's copy"
+            elif _again(at / file, seen):
+                skipped[name] = "a link to what is read already"
+            else:
+                sizes[name] = (at / file).stat().st_size
+            if len(sizes) > MEMBERS:
+                raise UserError(f"--raw {path} holds more than {MEMBERS} files; give the data set's own folder")
+    return Source(path, sizes, lambda name: open(path / name, "rb"), skipped)
+
+
+def _again(path, seen):
+    """Whether a file or folder, links followed, is one of `seen`, which it joins."""
+    status = path.stat()
+    key = status.st_dev, status.st_ino
+    again = key in seen
+    seen.add(key)
+    return again
 
 
 def _zip(stack, label, file, limit):
@@ -106,10 +135,20 @@ def _zip(stack, label, file, limit):
             drive = re.match(r"[A-Za-z]:", name)
             if name.startswith(("/", "\\")) or drive or ".." in re.split(r"[/\\]", name):
                 raise UserError(f"{label} holds {name!r}, a path that leaves its folder; refused")
-    sizes = {member.filename: member.file_size for member in members if not _hidden(member.filename)}
-    return Source(label, sizes, archive.open)
+    members = [member for member in members if not _hidden(member.filename)]
+    sizes = {member.filename: member.file_size for member in members if not _copy(member.filename)}
+    skipped = {member.filename: "an editor's or notebook's copy" for member in members if member.filename not in sizes}
+    return Source(label, sizes, archive.open, skipped)
 
 
 def _hidden(name):
     """Files that operating systems add: .DS_Store, ._NAME, __MACOSX/..."""
     return posixpath.basename(name).startswith(".") or name.startswith("__MACOSX/") or "/__MACOSX/" in name
+
+
+def _copy(name):
+    """Copies that editors, notebooks and spreadsheets leave beside a file."""
+    base = posixpath.basename(name)
+    return (
+        ".ipynb_checkpoints/" in f"/{name}" or base.endswith(("~", ".bak", ".orig", ".swp", ".tmp")) or base[:2] == "~$"
+    )

@@ -3,7 +3,8 @@
     python dataset/prepare.py -d uci                     fetches the recordings (19 MB) into downloads/
     python dataset/prepare.py -d motion --raw FILE.zip   from the archive as distributed, or the folder it unpacks to
     python dataset/prepare.py -d sim                     a SIMULATED target domain: ten uci users; uci20: the others
-    python dataset/prepare.py -d NAME --raw FOLDER --recordings NAME.json   your own CSV files (dataset/recordings.py)
+    python dataset/prepare.py --look PATH                what a recording holds, and how to describe it
+    python dataset/prepare.py -d NAME --raw PATH --recordings auto          your own: a known app's, or FILE.json
     python dataset/prepare.py --check NAME --figure FILE.png                looks at a prepared data set
     python dataset/prepare.py --accept NAME                                 takes it with its problems
 
@@ -31,24 +32,27 @@ def get_args(argv=None):
     add = parser.add_argument
     add("-d", "--dataset", help=f"what to prepare: {', '.join(BUILT_IN)}, or a new name with --recordings")
     add("--raw", type=Path, help="the archive as distributed, or the folder it unpacks to (default: fetch it)")
-    add("--recordings", type=Path, help="JSON that describes your own CSV files under --raw")
+    add("--recordings", metavar="FILE.json|auto", help="what your own recordings under --raw are; auto: a known app's")
+    add(
+        "--look", type=Path, metavar="PATH", help="print what a recording, folder or zip holds, and a description of it"
+    )
     add("--partial", action="store_true", help="accept a built-in set with some of its files missing")
     add("--seed", type=int, help="of -d sim: who is held out, and how the other phones differ")
     add("--check", metavar="NAME", help="check a prepared data set and print its table")
     add("--accept", metavar="NAME", help="use a data set although its checks found problems, which it lists")
     add("--figure", type=Path, metavar="FILE.png", help="also draw a window per activity and the counts")
     args = parser.parse_args(argv)
-    names = [name for name in (args.dataset, args.check, args.accept) if name is not None]
-    if len(names) != 1:
-        parser.error("give one of -d NAME, to prepare a data set, --check NAME and --accept NAME")
-    name = names[0]
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+    modes = {"check": args.check, "accept": args.accept, "look": args.look}
+    given = [mode for mode, value in ({"d": args.dataset} | modes).items() if value is not None]
+    if len(given) != 1:
+        parser.error("give one of -d NAME, to prepare a data set, --check NAME, --accept NAME and --look PATH")
+    name = args.dataset or args.check or args.accept or ""
+    if args.look is None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
         parser.error(f"{name!r} is not a plain name (letters, digits, '_', '-', '.'; no path)")
     if args.dataset is None:
-        mode = "check" if args.check else "accept"
-        for flag in ("raw", "recordings", "partial", "seed", "figure"):
-            if getattr(args, flag) and (mode, flag) != ("check", "figure"):
-                parser.error(f"--{flag} does nothing with --{mode}")
+        for flag in ("raw", "recordings", "partial", "seed", *(["figure"] if args.accept is not None else [])):
+            if getattr(args, flag):
+                parser.error(f"--{flag} does nothing with --{given[0]}")
     elif args.recordings is not None:
         if name in (*BUILT_IN, "uci20"):
             parser.error(f"-d {name} is a built-in set; give your own recordings another name")
@@ -70,6 +74,12 @@ def main(args):
     from dataset import store
     from dataset.check import check
 
+    if args.look is not None:
+        from dataset.look import look
+
+        for line in look(args.look, args.figure):
+            print(line)
+        return {}
     if args.accept is not None:
         for problem in store.accept(args.accept):
             print(f"accepted for dataset/{args.accept}: {problem}")
@@ -132,15 +142,18 @@ def prepare_built_in(args):
 
 def prepare_recordings(args):
     """Prepare the user's own recordings; returns the name written. Raises UserError."""
-    from dataset.recordings import Layout, convert
+    from dataset.description import CLASSES, Layout
+    from dataset.recordings import convert
     from dataset.store import save_dataset
 
-    layout = Layout(args.recordings)
-    windows, dropped = convert(layout, args.raw)
-    left_out = ", ".join(f"{count} stretches ({why})" for why, count in dropped.items()) or "nothing"
-    print(f"{args.dataset}: {len(windows.data)} windows; left out: {left_out}")
+    layout = args.recordings if args.recordings == "auto" else Layout.load(args.recordings)
+    windows, notes = convert(layout, args.raw)
+    for line in notes.lines():
+        print(line)
+    classes = CLASSES if layout == "auto" else layout.classes
+    print(f"{args.dataset}: {len(windows.data)} windows{'' if windows.activity[0] else ', without labels'}")
     config = {"command": "prepare", "raw": str(args.raw), "recordings": str(args.recordings)}
-    save_dataset(args.dataset, windows, config, classes=layout.classes)
+    save_dataset(args.dataset, windows, config, classes=classes)
     return [args.dataset]
 
 

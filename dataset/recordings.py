@@ -1,212 +1,75 @@
-"""Your own recordings: CSV files described by a JSON, as dataset/recordings_motionsense.json shows.
+"""Your own recordings, as a description says (dataset/description.py, docs/recordings.md): to windows, or whole.
 
-Keys of the JSON (columns are named as in the files' header line):
+A recording is a file, or a folder with a file a sensor. It falls into sessions (a user, position or recording of its
+own, or a clock that began anew), a session into stretches without a gap or change of label; each is resampled to 20 Hz
+with all of its sensors on one time. What is left out is counted in Notes.
 
-files       which files under --raw, with * and ? (* also crosses folders); default "*.csv"
-separator   between cells; default ","
-path        regular expression searched in each file's path; its named groups can serve as label, user, ...
-recording   where one recording ends and the next begins within a file: {"column": NAME}; default: a file is one
-time        {"column": NAME, "unit": "s", "ms", "us" or "ns"}, or {"rate": HZ} for samples at a fixed rate;
-            with "sort": true, rows are sorted by time and repeated times dropped instead of refused
-acc         {"columns": [X, Y, Z], "unit": "m/s2" or "g", "gravity": true if it is contained, or the three columns of
-            gravity, in the same unit, that are to be added}
-gyro        {"columns": [X, Y, Z], "unit": "rad/s" or "deg/s"}
-label       the activity: {"column": NAME}, {"path": GROUP} or {"value": TEXT}
-user        likewise, optional; becomes a label column
-position    likewise, optional; becomes a label column
-activities  {label as it stands in the files: class, or null to drop it}; every label must be listed
-classes     the classes in the order of their ids; default the paper's four
-max_gap     seconds without a sample after which a new stretch begins; default 0.1, or 2.5 sampling intervals if longer
+Axes: n rows of a file, s steps at 20 Hz.
 """
 
-import fnmatch
+import posixpath
 import re
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bookkeeping.commands import UserError
+from dataset import apps, clocks, formats
 from dataset.archives import open_source
-from dataset.resample import HIGHEST, LOWEST, nominal_rate, resample
-from dataset.tables import header, read_csv
-from dataset.windows import CLASSES, GRAVITY, RATE, STEPS, Windows, runs, window_starts
+from dataset.clocks import Notes, between
+from dataset.description import SECONDS, Layout, Line, fits
+from dataset.resample import HIGHEST, LOWEST, extent, resample, steps_in
+from dataset.windows import RATE, STEPS, Windows, runs, window_starts
 
 LIMIT = 16 << 30  # bytes that an archive may unpack to
-SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
-ACC = {"m/s2": 1.0, "m/s²": 1.0, "g": GRAVITY}
-GYRO = {"rad/s": 1.0, "deg/s": float(np.pi / 180)}
-WHY_GRAVITY = (
-    "CrossHAR's acceleration contains gravity: how its share moves between the axes tells the device's attitude, and a "
-    "model trained with it cannot read recordings without"
-)
-WHY_GYRO = (
-    "CrossHAR's models read six channels, and its augmentation turns acceleration and rotation rate together; "
-    "recordings of an accelerometer alone cannot be used"
-)
-TOP = {
-    "files",
-    "separator",
-    "path",
-    "recording",
-    "time",
-    "acc",
-    "gyro",
-    "label",
-    "user",
-    "position",
-    "activities",
-    "classes",
-    "max_gap",
-}
+TABLES = r"(?i).*\.(csv|tsv|txt|csv\.gz|tsv\.gz|txt\.gz|parquet|npy|npz|mat)"
+DATED = (9.4e8, 4.2e9)  # s since 1970 that are a date of 1999 to 2103; less counts from a start of its own
+LOST = 0.1  # share of a file's rows that may be unreadable
 
 
-class Layout:
-    """A checked recordings JSON. Attributes are the keys above. Raises UserError that names the file and the key."""
+class Stream(NamedTuple):
+    """Rows of one or more sensors that share a clock."""
 
-    def __init__(self, path, labelled=True):
-        from bookkeeping.artefacts import read_json
-
-        self.where = str(path)
-        spec = read_json(path, "the description of your recordings")
-        self._object(spec, "the file", TOP)
-        self.files = self._text(spec, "files", "*.csv")
-        self.separator = self._text(spec, "separator", ",")
-        if len(self.separator.encode()) != 1:
-            self._fail("separator", "must be one character")
-        self.max_gap = spec.get("max_gap")
-        if self.max_gap is not None and not (_number(self.max_gap) and self.max_gap > 0):
-            self._fail("max_gap", "must be a number of seconds above 0")
-        try:
-            self.path = re.compile(self._text(spec, "path", ""))
-        except re.error as error:
-            self._fail("path", f"is no regular expression ({error})")
-        self.recording = self._origin(spec, "recording", {"column"})
-        labelled = labelled or "label" in spec
-        self.label = self._origin(spec, "label", required=True) if labelled else ("value", "")
-        self.columns = {key: self._origin(spec, key) for key in ("position", "user") if key in spec}
-        self._time(spec)
-        self._sensors(spec)
-        self._activities(spec if labelled else {"activities": {"": None}})
-
-    def _fail(self, key, trouble):
-        raise UserError(f"{self.where}: {key!r} {trouble}")
-
-    def _object(self, value, key, known):
-        from difflib import get_close_matches
-
-        if not isinstance(value, dict):
-            self._fail(key, "must be an object of keys and values")
-        for name in value:
-            if name not in known:
-                near = get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-                raise UserError(f"{self.where}: unknown key {name!r} in {key}; {hint}")
-
-    def _text(self, spec, key, default):
-        value = spec.get(key, default)
-        if not isinstance(value, str) or (not value and default):
-            self._fail(key, "must be a text")
-        return value
-
-    def _origin(self, spec, key, known=frozenset({"column", "path", "value"}), required=False):
-        """Where a text comes from: ("column" | "path" | "value", name), or None."""
-        if key not in spec and not required:
-            return None
-        value = spec.get(key)
-        if not isinstance(value, dict) or len(value) != 1 or not all(isinstance(v, str) and v for v in value.values()):
-            self._fail(key, "must be " + " or ".join(f'{{"{k}": ...}}' for k in sorted(known)))
-        self._object(value, key, known)
-        (kind, name), *_ = value.items()
-        if kind == "path" and name not in self.path.groupindex:
-            self._fail(key, f"names the group {name!r}, which 'path' does not have: write (?P<{name}>...) there")
-        return kind, name
-
-    def _time(self, spec):
-        time = spec.get("time")
-        self._object(time, "time", {"column", "unit", "rate", "sort"})
-        self.rate, self.time = time.get("rate"), time.get("column")
-        self.sort = time.get("sort", False)
-        if (self.rate is None) == (self.time is None) or (self.time is not None and not isinstance(self.time, str)):
-            self._fail("time", 'must be {"column": NAME, "unit": ...} or {"rate": HZ}')
-        if self.rate is not None:
-            if not _number(self.rate) or not LOWEST <= self.rate <= HIGHEST or "unit" in time or self.sort:
-                self._fail("time", f"must give a rate of {LOWEST} to {HIGHEST} Hz, and neither unit nor sort with it")
-        elif time.get("unit") not in SECONDS or not isinstance(self.sort, bool):
-            self._fail("time", f"needs a unit, one of {', '.join(SECONDS)}; 'sort' is true or false")
-        self.time_unit = SECONDS.get(time.get("unit"))
-
-    def _sensors(self, spec):
-        for key, why in (("acc", "the acceleration"), ("gyro", WHY_GYRO)):
-            if key not in spec:
-                self._fail(key, f"is missing: {why}")
-        acc, gyro = spec["acc"], spec["gyro"]
-        self._object(acc, "acc", {"columns", "unit", "gravity"})
-        self._object(gyro, "gyro", {"columns", "unit"})
-        self.acc, self.gyro = self._three(acc, "acc"), self._three(gyro, "gyro")
-        for key, value, units in (("acc", acc, ACC), ("gyro", gyro, GYRO)):
-            if value.get("unit") not in units:
-                self._fail(key, f"needs a unit, one of {', '.join(units)}")
-        self.acc_scale, self.gyro_scale = ACC[acc["unit"]], GYRO[gyro["unit"]]
-        gravity = acc.get("gravity")
-        if not isinstance(gravity, (bool, list)):
-            self._fail("acc", 'must say "gravity": true if it is contained, else name gravity\'s three columns there')
-        if gravity is False:
-            self._fail(
-                "acc", f"is said to be without gravity: {WHY_GRAVITY}; name the three columns of gravity instead"
-            )
-        self.gravity = self._three({"columns": gravity}, "acc, gravity") if isinstance(gravity, list) else None
-
-    def _three(self, value, key):
-        names = value.get("columns")
-        if not isinstance(names, list) or len(names) != 3 or not all(isinstance(n, str) for n in names):
-            self._fail(key, "must name three columns, for x, y and z")
-        if len(set(names)) != 3:
-            self._fail(key, "names one column twice")
-        return names
-
-    def _activities(self, spec):
-        self.classes, self.activities = spec.get("classes", list(CLASSES)), spec.get("activities")
-        if (
-            not isinstance(self.classes, list)
-            or not self.classes
-            or len(set(map(str, self.classes))) < len(self.classes)
-        ):
-            self._fail("classes", "must be a list of different names")
-        if not isinstance(self.activities, dict) or not self.activities:
-            self._fail("activities", "must map each label of the files to a class, or to null to drop it")
-        for label, kind in self.activities.items():
-            if kind is not None and kind not in self.classes:
-                self._fail("activities", f"maps {label!r} to {kind!r}, which is none of {', '.join(self.classes)}")
+    sensors: tuple  # their Sensors
+    time: np.ndarray  # (n,) s, strictly increasing
+    values: np.ndarray  # (n, 3 * sensors) as in the file
+    parts: list  # (first, last + 1) of its stretches
 
 
-def _number(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+class Session(NamedTuple):
+    """One recording of one user, position and clock."""
+
+    name: str
+    keys: dict  # user, position: text
+    streams: list
+    marks: list  # (begin s, label) from when on each label holds; "" for none
+    breaks: np.ndarray  # s: moments that no window may span
+    layout: Any
 
 
-def convert(layout, raw):
-    """Windows of the recordings under `raw` (a folder or zip), and the labels' classes.
+# ------------------------------------------------------------------------------------------------ rows to sessions
 
-    Returns (Windows, {what was left out: count}). Raises UserError for malformed files, naming the file and line.
+
+def sessions(layout, source, names, notes, used):
+    """Yield the Sessions of the files `names` that the description reads; they are added to the set `used`.
+
+    Raises UserError that names file and line.
     """
-    with open_source(raw, LIMIT, fnmatch.translate(layout.files)) as source:
-        names = sorted(source.matching(fnmatch.translate(layout.files)), key=_file_order)
-        parts = [part for name in names for part in _stretches(layout, source, name)]
-        dropped = {"label mapped to null": sum(1 for part in parts if part is None)}
-        parts = [part for part in parts if part is not None]
-    whole = [part for part in parts if len(part[0]) >= STEPS]
-    if not whole:
-        raise UserError(f"--raw {raw}: no stretch of one activity without a gap lasts the 6 s of a window")
-    steps = np.concatenate([samples for samples, _ in whole])
-    length = np.array([len(samples) for samples, _ in whole])
-    starts, part = window_starts(np.cumsum(length) - length, length, STEPS)
-    data = steps[starts[:, None] + np.arange(STEPS)].astype(np.float32)
-    activity = np.array([keys["label"] for _, keys in whole])[part]
-    columns = {}
-    for key in layout.columns:
-        text = [keys[key] for _, keys in parts]
-        known = sorted(set(text), key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-        columns[key] = (np.array([known.index(keys[key]) for _, keys in whole])[part], known)
-    dropped["shorter than 6 s"] = len(parts) - len(whole)
-    return Windows(data, activity, columns), {key: count for key, count in dropped.items() if count}
+    own, others = layout.patterns()
+    mine = [name for name in names if (fits(own, name) if own else formats.ending(name) in (".csv", ".csv.gz"))]
+    mine = mine if own else [name for name in mine if not any(fits(other, name) for other in others)]
+    mine = mine or [name for name in names if not own and len(names) == 1]
+    for name in sorted(mine, key=_file_order):
+        match = layout.path.search(name)
+        if not match:
+            raise UserError(f"{layout.where}: 'path' does not match {name}; mend it, or narrow 'files'")
+        beside = {pattern: _beside(layout, names, name, match, pattern, source) for pattern in others}
+        used.update({name, *filter(None, beside.values())})
+        tables = _tables(layout, source, {None: name, layout.acc.file: name} | beside)
+        yield from _sessions_of(layout, tables, name, match, notes)
+        for table in {id(table): table for table in tables.values() if table and table.lost > 0}.values():
+            notes.add("rows that can't be read, left out", f"{table.where}, {table.lost} rows")
 
 
 def _file_order(name):
@@ -215,146 +78,435 @@ def _file_order(name):
     return folder, [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", file)]
 
 
-def _stretches(layout, source, name):
-    """The stretches of one file, each of one recording and one label, without a gap.
+def _beside(layout, names, name, match, pattern, source):
+    """The file of another sensor of the recording `name`: in its folder, or with the same text of 'recording'."""
+    kind, group = layout.recording or (None, None)
+    if kind == "path":
+        near = [other for other in names if (m := layout.path.search(other)) and m[group] == match[group]]
+    else:
+        folder = posixpath.dirname(name)
+        near = [other for other in names if other.startswith(folder + "/" * bool(folder))]
+    found = [other for other in near if fits(pattern, other)]
+    if kind != "path" and found:  # the folder's own before those further down
+        least = min(other.count("/") for other in found)
+        found = [other for other in found if other.count("/") == least]
+    optional = [part[0] for part in (layout.label_file, layout.breaks) if part]
+    if len(found) == 1 or (not found and pattern in optional):
+        return found[0] if found else None
+    what = f"no file {pattern!r}" if not found else f"more than one file {pattern!r} ({', '.join(found[:3])})"
+    todo = f'mend \'file\' in {layout.where}, or say which files belong together: "recording": {{"path": GROUP}}'
+    raise UserError(f"{source.label}: {name} has {what} beside it; {todo}")
 
-    Yields (samples at 20 Hz (s, 6), {"label": class, "user": ..., "position": ...}), or None for a dropped label.
+
+def _tables(layout, source, files):
+    """The tables of a recording's files by their patterns, each with every column that the description reads of it.
+
+    "label" and "breaks" are those of files of marks; None where there is none, or it holds no mark.
     """
-    time, samples, keys, gap, order = _ordered(layout, source, name)
-    first, length = runs(*(place for _, place in keys.values()), gap)
-    for begin, count in zip(first.tolist(), length.tolist(), strict=True):
-        part = slice(begin, begin + count)
-        found = {key: values[place[begin]] for key, (values, place) in keys.items()}
-        if found["label"] not in layout.activities:
-            raise UserError(
-                f"{source.label}: {name}, line {order[begin] + 2}: label {found['label']!r} is not in 'activities' of "
-                f"{layout.where}; add it there, with null to drop it"
+    wanted = {}
+    for sensor in layout.sensors:
+        wanted.setdefault(files[sensor.file], []).append(sensor)
+    tables = {}
+    for file, mine in wanted.items():
+        texts = [column for sensor in mine for column, _ in sensor.where]
+        if file == files[None]:
+            origins = (layout.label, layout.recording, *layout.columns.values())
+            texts += [value for kind, value in filter(None, origins) if kind == "column"]
+        units = {column: sensor.unit for sensor in mine for column in sensor.columns}
+        table = _read(source, file, layout, [sensor.clock for sensor in mine], list(units), texts, units)
+        tables |= {sensor.file: table for sensor in mine}
+        taken = {}
+        for sensor in mine:  # of a name and a number too
+            for column in sensor.columns:
+                key = table.find(column), sensor.where
+                if taken.setdefault(key, sensor.name) != sensor.name:
+                    raise UserError(f"{table.where}: column {column!r} cannot serve {taken[key]} and {sensor.name}")
+    for key, origin in (("label", layout.label_file), ("breaks", layout.breaks)):
+        if origin and files.get(origin[0]) and formats.has_rows(source, files[origin[0]]):
+            texts = [] if origin[1] is None else [origin[1]]
+            tables[key] = _read(source, files[origin[0]], layout, [origin[2]], [], texts, {})
+    return tables
+
+
+def _read(source, file, layout, kinds, numbers, texts, units):
+    """The Table of a file with these columns and those of its clocks `kinds`."""
+    for clock in kinds:
+        if clock.column is not None:
+            (numbers if clock.unit in SECONDS else texts).append(clock.column)
+            if clock.unit in SECONDS:
+                units[clock.column] = clock.unit
+    return formats.read(source, file, layout.form, numbers, texts, units)
+
+
+class Raw(NamedTuple):
+    """Rows of sensors that share a file and a clock, as they stand there, without those that can't be read."""
+
+    sensors: list
+    table: Any
+    rows: np.ndarray  # (n,) their numbers in the file
+    time: np.ndarray  # (n,) s
+    values: np.ndarray  # (n, 3 * sensors)
+
+
+def _sessions_of(layout, tables, name, match, notes):
+    """Yield the Sessions of the recording in `name`; `tables` are those of its files by their pattern (None: its)."""
+    main = tables[layout.acc.file]
+    groups = {}
+    for sensor in layout.sensors:
+        alone = sensor.name if layout.rows != "samples" else None
+        groups.setdefault((id(tables[sensor.file]), sensor.where, sensor.clock, alone), []).append(sensor)
+    raws = [_raw(layout, sensors, tables[sensors[0].file]) for sensors in groups.values()]
+    place, combos, texts = _keys(layout, main, match)
+    label = main.texts(layout.label[1]) if layout.label and layout.label[0] == "column" else None
+    marks = _marks(layout.label_file, tables.get("label"))
+    breaks = np.array([time for time, _ in _marks(layout.breaks, tables.get("breaks"))])
+    if len(combos) > 1 and any(raw.table is not main for raw in raws):
+        what = "holds several recordings, users or positions, and sensors in other files"
+        raise UserError(f"{main.where} {what}: they can't be told apart there; mend {layout.where}")
+    held = range(1) if place is None else np.unique(place[raws[0].rows]).tolist()  # not that of blank lines
+    for number, combo in ((i, combos[i]) for i in held):
+        keys = {key: found[combo[i]] for i, (key, found) in enumerate(texts.items())}
+        called = "/".join(filter(None, (keys.pop("recording"), *(keys.values() if len(combos) > 1 else ()))))
+        mine = [raw if place is None else _only(raw, place == number) for raw in raws]
+        called = f"{name} {called}" if len(combos) > 1 else name
+        clocked = _clocked(layout, mine, notes)
+        for again, streams in enumerate(clocked, 1):
+            title = f"{called}, part {again}" if len(clocked) > 1 else called
+            found = marks
+            if label is not None:
+                found = _runs(label, next(s for s, _ in streams if layout.acc in s.sensors), streams)
+            elif layout.label:
+                kind, value = layout.label
+                found = [(-np.inf, ((match[value] or "") if kind == "path" else value).strip())]
+            parts = [_stretched(layout, stream, title, notes) for stream, _ in streams]
+            yield Session(title, keys, parts, found or [(-np.inf, "")], breaks, layout)
+
+
+def _raw(layout, sensors, table):
+    """The Raw of sensors that share a clock. Raises UserError if more than a tenth of the rows can't be read."""
+    values = np.stack([table.numbers(column) for sensor in sensors for column in sensor.columns], axis=1)
+    clock = sensors[0].clock
+    time = _times(table, clock, len(values), np.isnan(values).all(1))
+    if len(time) != len(values):
+        raise UserError(f"{table.where}: {len(time)} times for {len(values)} samples of {sensors[0].name}")
+    there = np.ones(len(values), bool)
+    for column, text in sensors[0].where:
+        texts, at = table.texts(column)
+        there &= at == (texts.index(text) if text in texts else -1)
+    if not there.any():
+        raise UserError(f"{table.where} has no row of {sensors[0].name} ({dict(sensors[0].where)})")
+    good = there & np.isfinite(values).all(1) & np.isfinite(time)
+    if layout.rows == "samples":
+        lost = max(0, int((there & ~good).sum()) - table.blank)
+        table.lost = max(table.lost, lost)
+        if lost > LOST * there.sum():
+            first = int(np.flatnonzero(there & ~good)[0])
+            kinds = [clock.column] if clock.column is not None and clock.unit in SECONDS else []
+            what = table.shown(first, [*kinds, *(column for sensor in sensors for column in sensor.columns)])
+            what += f", no number, as in {lost} of {there.sum()} rows"
+            hint = (
+                "times that are dates have the unit iso" if kinds and what.startswith(str(kinds[0])) else "see --look"
             )
-        found["label"] = layout.activities[found["label"]]
-        if found["label"] is None:
-            yield None
-        elif count < 3:
-            yield np.empty((0, 6)), found
-        else:
-            yield resample(time[part], samples[part], layout.rate), found
+            raise UserError(f"{table.place(first)}: {what}: are columns, separator, decimal sign right? {hint}")
+    else:
+        good = _new(good, time, values, clock is not layout.clock)
+    if not good.any():
+        raise UserError(f"{table.where} has no sample of {sensors[0].name}")
+    rows = np.flatnonzero(good)
+    return Raw(sensors, table, rows, time[rows], values[rows])
 
 
-def _ordered(layout, source, name):
-    """The rows of one file, recording after recording.
-
-    Returns (time (n,) s, samples (n, 6) in m/s^2 and rad/s, {key: (values, place of each row (n,))}, the number of the
-    gap-free part of each row (n,), its place in the file (n,)).
-    """
-    table, texts = _read(layout, source, name)
-    acc = np.stack([table[c] for c in layout.acc], axis=1)
-    if layout.gravity:
-        acc = acc + np.stack([table[c] for c in layout.gravity], axis=1)
-    gyro = np.stack([table[c] for c in layout.gyro], axis=1)
-    samples = np.concatenate([acc * layout.acc_scale, gyro * layout.gyro_scale], axis=1)  # (n, 6)
-    time = table[layout.time] * layout.time_unit if layout.time else np.arange(len(samples)) / layout.rate
-    recording = texts["recording"][1]
-    order = np.lexsort((time, recording)) if layout.sort else np.argsort(recording, kind="stable")
-    if layout.sort:
-        again = np.flatnonzero((np.diff(time[order]) == 0) & (np.diff(recording[order]) == 0)) + 1
-        order = np.delete(order, again)
-    time, samples = time[order], samples[order]
-    keys = {key: (values, place[order]) for key, (values, place) in texts.items()}
-    return time, samples, keys, _gaps(layout, time, keys["recording"], order, f"{source.label}: {name}"), order
+def _times(table, clock, n, empty):
+    """The rows' times (n,) in s; where a rate alone tells them, blank lines (of the rows `empty`) take no time."""
+    if clock.column is not None:
+        return table.seconds(clock)
+    start = table.cell(clock.start) if clock.start else 0.0
+    place = np.arange(n) - (np.cumsum(empty) if table.blank else 0)
+    return start + place / _rate(table, clock)
 
 
-def _read(layout, source, name):
-    """Columns of one file: numbers {column: (n,)}, and texts {key: (values, place of each row (n,))}."""
-    where = f"{source.label}: {name}"
-    match = layout.path.search(name)
-    if not match:
-        raise UserError(f"{layout.where}: 'path' does not match {name}; mend it, or narrow 'files'")
-    names = header(source, name, layout.separator)[0]
-    numbers = layout.acc + (layout.gravity or []) + layout.gyro + ([layout.time] if layout.time else [])
-    origins = {"recording": layout.recording or ("value", ""), "label": layout.label, **layout.columns}
-    for column in [*numbers, *(name for kind, name in origins.values() if kind == "column")]:
-        if names.count(column) != 1:
-            why = (
-                f"; {WHY_GYRO}"
-                if column in layout.gyro
-                else f"; {WHY_GRAVITY}"
-                if column in (layout.gravity or [])
-                else ""
-            )
-            times = "no column" if column not in names else "more than one column"
-            raise UserError(f"{where} has {times} {column!r} (there: {', '.join(names)[:200]}){why}")
-    types = {column: (names.index(column), float) for column in numbers}
-    types |= {("text", name): (names.index(name), str) for kind, name in origins.values() if kind == "column"}
-    table = read_csv(source, name, types, layout.separator)
-    n = len(table[layout.acc[0]])
-    texts = {}
-    for key, (kind, value) in origins.items():
+def _rate(table, clock):
+    """The rate that a clock tells, in Hz, or None. Raises UserError for one that a line of the file tells wrongly."""
+    if not isinstance(clock.rate, Line):
+        return clock.rate
+    rate = table.cell(clock.rate)
+    if not LOWEST <= rate <= HIGHEST:
+        what = f"a rate of {rate:g} Hz, not of {LOWEST} to {HIGHEST}"
+        raise UserError(f"{table.where}, line {clock.rate.number} tells {what}; is it this file, or another app's?")
+    return rate
+
+
+def _new(good, time, values, own_clock):
+    """Which rows (n,) hold a new sample, where each row carries every sensor's newest: neither zeros before the sensor
+    first reports nor repeats. Where values stay the same for longer than a gap, the sensor reported them again."""
+    rows = np.flatnonzero(good)
+    first = np.flatnonzero((values[rows] != 0).any(1))
+    rows = rows[first[0] :] if len(first) else rows[:0]
+    if not len(rows):
+        return np.zeros(len(good), bool)
+    same = (np.diff(values[rows], axis=0) == 0).all(1)
+    if own_clock:
+        same &= np.diff(time[rows]) == 0
+    kept = np.concatenate([[True], ~same])
+    if not own_clock:
+        starts = np.flatnonzero(kept)
+        hole = np.append(np.diff(time[rows[starts]]), time[rows[-1]] - time[rows[starts[-1]]]) > clocks.GAP
+        kept |= np.repeat(hole, np.diff(np.append(starts, len(rows))))
+    result = np.zeros(len(good), bool)
+    result[rows[kept]] = True
+    return result
+
+
+def _keys(layout, table, match):
+    """(the recording that each row of the main file belongs to (n,), [the texts' places of each], {key: its texts})."""
+    texts, places = {}, []
+    for key, origin in ({"recording": layout.recording} | layout.columns).items():
+        kind, value = origin or ("value", "")
         if kind == "column":
-            values, place = table["text", value]
-            texts[key] = [text.strip() for text in values], place
+            texts[key], at = table.texts(value)
+            places.append(at)
         else:
-            texts[key] = [match[value] or "" if kind == "path" else value], np.zeros(n, np.int64)
-    return table, texts
+            text = (match[value] or "") if kind == "path" else value
+            texts[key] = [text.strip() if key != "recording" else ""]
+            places.append(None)
+    if all(at is None for at in places):
+        return None, [[0] * len(places)], texts
+    n = next(len(at) for at in places if at is not None)
+    table_of = np.stack([np.zeros(n, np.int64) if at is None else at for at in places], axis=1)
+    combos, place = np.unique(table_of, axis=0, return_inverse=True)
+    return place.ravel(), combos.tolist(), texts
 
 
-def _gaps(layout, time, recording, order, where):
-    """The number of the gap-free part that each row belongs to, (n,). Refuses time that does not advance."""
-    if not layout.time:
-        return np.zeros(len(time), np.int64)
-    values, place = recording
-    step, same = np.diff(time), np.diff(place) == 0
-    back = np.flatnonzero(same & (step <= 0))
-    if len(back):
-        raise UserError(
-            f"{where}, line {order[back[0] + 1] + 2}: the time does not advance; mend the file, or say "
-            f'"sort": true under "time" in {layout.where}'
-        )
-    gap = np.zeros(len(time), np.int64)
-    first, length = runs(place)
-    for begin, count in zip(first.tolist(), length.tolist(), strict=True):  # recordings
-        if count < 3:
+def _only(raw, mine):
+    """The rows of a Raw that a mask over the file's rows has."""
+    keep = mine[raw.rows]
+    return raw._replace(rows=raw.rows[keep], time=raw.time[keep], values=raw.values[keep])
+
+
+def _clocked(layout, raws, notes):
+    """The sessions of sensors by their clocks: lists of (Stream, its rows in the file). Raises UserError."""
+    raws = [raw for raw in raws if len(raw.time)]
+    tables = {id(raw.table) for raw in raws}
+    shared = len(tables) == 1 and len({(raw.sensors[0].where, raw.sensors[0].clock) for raw in raws}) == 1
+    if shared:  # one clock: its order decides for all
+        rows, first = np.unique(np.concatenate([raw.rows for raw in raws]), return_index=True)
+        time = np.concatenate([raw.time for raw in raws])[first]
+        table, clock = raws[0].table, raws[0].sensors[0].clock
+        orders = [rows[order] for order in clocks.in_order(time, rows, table.place, clock, notes)]
+        at = [np.full(rows[-1] + 1, -1) for _ in raws]
+        for places, raw in zip(at, raws, strict=True):
+            places[raw.rows] = np.arange(len(raw.rows))
+        chosen = [
+            [(raw, places[order][places[order] >= 0]) for raw, places in zip(raws, at, strict=True)] for order in orders
+        ]
+    else:
+        each = [clocks.in_order(raw.time, raw.rows, raw.table.place, raw.sensors[0].clock, notes) for raw in raws]
+        for raw, orders in zip(raws, each, strict=True):
+            if len(orders) > 1:
+                at, sensor = raw.table.place(raw.rows[orders[1][0]]), raw.sensors[0].name
+                what = f"{sensor} can't be joined with the other sensors' clocks then"
+                raise UserError(f"{at}: the clock goes back, and {what}; split the recording there")
+        chosen = [[(raw, orders[0]) for raw, orders in zip(raws, each, strict=True)]]
+    return [[_spread(raw, order, notes) for raw, order in parts if len(order)] for parts in chosen]
+
+
+def _spread(raw, order, notes):
+    """(the Stream of a Raw's rows in order, without its stretches; the rows' numbers in the file)."""
+    clock, rows = raw.sensors[0].clock, raw.rows[order]
+    rate = _rate(raw.table, clock) if clock.column is not None else None
+    time, keep = clocks.spread(raw.time[order], raw.values[order], rows, raw.table.place, clock, rate, notes)
+    return Stream(tuple(raw.sensors), time, raw.values[order][keep], []), rows[keep]
+
+
+def _stretched(layout, stream, name, notes):
+    where = name if len(stream.sensors) == len(layout.sensors) else f"{name} ({stream.sensors[0].name})"
+    return stream._replace(parts=clocks.stretches(stream.time, layout.max_gap, where, notes))
+
+
+def _runs(label, acc, streams):
+    """The marks of a label column: where the text changes from row to row of the acceleration's."""
+    texts, at = label
+    rows = next(rows for stream, rows in streams if stream is acc)
+    first, _ = runs(at[rows])
+    return [(acc.time[i] if i else -np.inf, texts[at[rows[i]]]) for i in first.tolist()]
+
+
+def _marks(origin, table):
+    """[(s, text), ...] of a file of marks, in order; none where the file is missing or has no rows."""
+    if not origin or table is None:
+        return []
+    _, column, clock = origin
+    time = table.seconds(clock)
+    texts, at = table.texts(column) if column is not None else ([""], np.zeros(len(time), np.int64))
+    order = [i for i in np.argsort(time, kind="stable").tolist() if np.isfinite(time[i])]
+    return [(float(time[i]), texts[at[i]]) for i in order]
+
+
+# --------------------------------------------------------------------------------------------- sessions to 20 Hz
+
+
+class Part(NamedTuple):
+    """Samples at 20 Hz without a gap or, if asked for, a change of label."""
+
+    begin: float  # s, of the first of them
+    samples: np.ndarray  # (s, 6) m/s², rad/s; NaN in the last three without gyroscope
+    label: str
+
+
+def parts_of(session, by_label, notes):
+    """Yield the Parts of a Session: where all sensors were recorded; cut at each change of label if `by_label`."""
+    layout = session.layout
+    if {s for stream in session.streams for s in stream.sensors} != set(layout.sensors):
+        return
+    marks = [(-np.inf, ""), *session.marks]
+    change = [now for (_, before), (now, text) in pairwise(marks) if text != before and now > -np.inf]
+    edges = change if by_label else []
+    edges = np.unique(np.concatenate([session.breaks, np.array(edges, np.float64)]))
+    for rows in _common(session.streams, edges):
+        cut = [(stream.time[a:b], stream.values[a:b]) for stream, (a, b) in zip(session.streams, rows, strict=True)]
+        if min(len(time) for time, _ in cut) < 3:
             continue
-        part = slice(begin, begin + count)
-        rate = nominal_rate(time[part])
-        if not LOWEST * 0.95 <= rate <= HIGHEST * 1.05:
-            what = f", recording {values[place[begin]]!r}" if layout.recording else ""
-            raise UserError(
-                f"{where}{what} has {rate:.3g} samples a second, not {LOWEST} to {HIGHEST}; is the time's unit right?"
-            )
-        limit = layout.max_gap or max(0.1, 2.5 / rate)
-        gap[begin + 1 : begin + count] = np.cumsum(np.diff(time[part]) > limit + 1e-9)
-    return gap
+        label = session.marks[np.searchsorted([t for t, _ in session.marks], cut[0][0][0], side="right") - 1][1]
+        label = "" if cut[0][0][0] < session.marks[0][0] else label
+        begin, end = (
+            f(extents) for f, extents in zip((max, min), zip(*(extent(t) for t, _ in cut), strict=True), strict=True)
+        )
+        steps = steps_in(begin, end)
+        if steps < 1:
+            continue
+        alone = len(cut) == 1
+        made = [resample(t, x) if alone else resample(t, x, begin, steps) for t, x in cut]
+        yield Part(begin + 0.5 / RATE, _channels(layout, session.streams, made), label)
 
 
-def read(raw, recordings):
-    """Whole recordings under `raw` (a folder or zip) that the JSON `recordings` describes, for predict.py.
+def _common(streams, edges):
+    """Yield, for each time in which all streams have a stretch and no edge lies, their rows (first, last + 1)."""
+    spans = [[(s.time[a], s.time[b - 1], a, b) for a, b in s.parts] for s in streams]
+    at = [0] * len(streams)
+    while all(i < len(span) for i, span in zip(at, spans, strict=True)):
+        here = [span[i] for i, span in zip(at, spans, strict=True)]
+        begin, end = max(part[0] for part in here), min(part[1] for part in here)
+        if end > begin:
+            inner = edges[(edges > begin) & (edges <= end)]
+            rows = []
+            for stream, (_, _, a, b) in zip(streams, here, strict=True):
+                # a sample more on either side, so that a slower sensor still covers the faster one's time
+                low = a + max(0, int(np.searchsorted(stream.time[a:b], begin, side="right")) - 1)
+                high = a + min(b - a, int(np.searchsorted(stream.time[a:b], end)) + 1)
+                cuts = a + np.searchsorted(stream.time[a:b], inner - 1e-9)
+                rows.append([low, *cuts.tolist(), high])
+            for k in range(len(inner) + 1):
+                yield [(cuts[k], cuts[k + 1]) for cuts in rows]
+        last = min(range(len(at)), key=lambda i: here[i][1])
+        at[last] += 1
 
-    Yields, a file at a time, (name, samples (n, 6) float32, time (n,) s, False: no date, (ids (n,), names) of the
-    labels): at 20 Hz, gaps showing in `time`, -1 where a label is none of a class. 'label' and 'activities' may be left
-    out. Nothing is written. Raises UserError as `convert` does.
+
+def _channels(layout, streams, made):
+    """The six channels (s, 6) float32 of the streams' resampled columns, in m/s² with gravity and rad/s."""
+    found = {}
+    for stream, samples in zip(streams, made, strict=True):
+        for i, sensor in enumerate(stream.sensors):
+            found[sensor.name] = samples[:, 3 * i : 3 * i + 3] * sensor.scale
+    acc = (found["acc"] + found.get("gravity", 0)) * (-1 if layout.sign == "ios" else 1)
+    gyro = found.get("gyro", np.full_like(acc, np.nan))
+    return np.concatenate([acc, gyro], axis=1).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------------ two doors
+
+
+def _all(recordings, raw, notes):
+    """Yield the Sessions of all files below `raw`: of a description (Layout), or of those that fit for "auto"."""
+    with open_source(raw, LIMIT, TABLES) as source:
+        names, used = list(source.sizes), set()
+        tables = [name for name in names if formats.ending(name)]
+        chosen = [(recordings, tables)] if isinstance(recordings, Layout) else apps.choose(source, tables, notes)
+        for layout, mine in chosen:
+            yield from sessions(layout, source, mine, notes, used)
+        if not used:
+            first = ", ".join(sorted(names)[:3])
+            raise UserError(f"--raw {raw} does not hold the files of {chosen[0][0].where} (it holds {first}, ...)")
+        for name in sorted(set(names) - used):
+            what = "not a recording of the description" if formats.ending(name) else "of a kind that is not read"
+            notes.add(f"files not read, {what}", name)
+        for name, why in source.skipped.items():
+            notes.add(f"files not read, {why}", name)
+
+
+def convert(layout, raw):
+    """Windows of the recordings under `raw` (a folder, zip or file), unlabelled where there is no label ("").
+
+    Returns (Windows, Notes). Raises UserError for malformed files, naming the file and line.
     """
-    layout = Layout(recordings, labelled=False)
-    with open_source(raw, LIMIT, fnmatch.translate(layout.files)) as source:
-        for name in sorted(source.matching(fnmatch.translate(layout.files)), key=_file_order):
-            yield from _whole(layout, source, name)
+    notes, kept, texts = Notes(), [], []
+    for session in _all(layout, raw, notes):
+        for part in parts_of(session, True, notes):
+            label = _class(session, part)
+            length = f"{session.name}, {between(part.begin, part.begin + len(part.samples) / RATE)}"
+            if part.label and label is None:
+                notes.add("label mapped to null, left out", f"{length}: {part.label}")
+            elif len(part.samples) < STEPS:
+                notes.add("shorter than the 6 s of a window, left out", length)
+                texts.append(session.keys)
+            else:
+                kept.append((part.samples, label or "", session.keys, length))
+                texts.append(session.keys)
+    if any(label for _, label, *_ in kept):
+        for _, label, _, length in kept:
+            if not label:
+                notes.add("without label, left out", length)
+        kept = [part for part in kept if part[1]]
+    if not kept:
+        why = "; ".join(notes.lines())
+        raise UserError(f"--raw {raw}: no stretch of one activity without a gap lasts the 6 s of a window ({why})")
+    return _windows(kept, texts), notes
 
 
-def _whole(layout, source, name):
-    """The recordings of one file, as `read` yields them."""
-    time, samples, keys, gap, _ = _ordered(layout, source, name)
-    texts, label = keys.pop("label")
-    classes = [layout.activities.get(text) for text in texts]
-    known = sorted({kind for kind in classes if kind})
-    class_of = np.array([known.index(kind) if kind else -1 for kind in classes])
-    first, length = runs(*(place for _, place in keys.values()))
-    for number, (begin, count) in enumerate(zip(first.tolist(), length.tolist(), strict=True), 1):
-        parts = []
-        for start, many in zip(*(part.tolist() for part in runs(gap[begin : begin + count])), strict=True):
-            part = slice(begin + start, begin + start + many)
-            if many >= 3:
-                made = resample(time[part], samples[part], layout.rate).astype(np.float32)
-                at = time[part][0] + np.arange(len(made)) / RATE
-                nearest = np.minimum(np.searchsorted(time[part], at), many - 1)
-                parts.append((made, at, class_of[label[part][nearest]]))
-        if parts:
-            made, at, ids = map(np.concatenate, zip(*parts, strict=True))
-            yield f"{name} {number}" if len(first) > 1 else name, made, at, False, (ids, known)
+def _class(session, part):
+    """The class of a part's label, None for none. Raises UserError for a label that the description does not have."""
+    layout = session.layout
+    if part.label and part.label not in layout.activities:
+        what = f"{session.name}: label {part.label!r} is not in 'activities' of {layout.where}"
+        raise UserError(f"{what}; add it there, with null to drop it")
+    return layout.activities.get(part.label)
+
+
+def _windows(kept, texts):
+    """The Windows of parts (samples, class, keys, ...); `texts` are all keys that occurred."""
+    steps = np.concatenate([samples for samples, *_ in kept])
+    length = np.array([len(samples) for samples, *_ in kept])
+    starts, part = window_starts(np.cumsum(length) - length, length, STEPS)
+    data = steps[starts[:, None] + np.arange(STEPS)]
+    missing = np.isnan(data).any((1, 2))
+    if missing.any() and not missing.all():
+        raise UserError("some recordings have a gyroscope and some have none: prepare them as two data sets")
+    activity = np.array([label for _, label, *_ in kept])[part]
+    columns = {}
+    for key in kept[0][2]:
+        known = {keys[key] for keys in texts}
+        known = sorted(known, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
+        columns[key] = (np.array([known.index(keys[key]) for _, _, keys, _ in kept])[part], known)
+    return Windows(data, activity, columns)
+
+
+def read(raw, recordings, notes):
+    """Whole recordings under `raw` (a folder, zip or file), for predict.py; `recordings` is a description, or auto.
+
+    Yields (name, samples (n, 6) float32, time (n,) s, whether that is since 1970, (ids (n,), names) of the labels), a
+    session at a time, at 20 Hz: gaps show in `time`, -1 is no label. Nothing is written; `notes` (Notes) gets what was
+    left out. Raises UserError as `convert` does.
+    """
+    layout = recordings if recordings == "auto" else Layout.load(recordings)
+    for session in _all(layout, raw, notes):
+        parts = [part for part in parts_of(session, False, notes) if len(part.samples)]
+        if not parts:
+            continue
+        samples = np.concatenate([part.samples for part in parts])
+        time = np.concatenate([part.begin + np.arange(len(part.samples)) / RATE for part in parts])
+        layout, begins = session.layout, np.array([begin for begin, _ in session.marks])
+        known = sorted({kind for kind in layout.activities.values() if kind})
+        of_mark = [layout.activities.get(text, text) if text else None for _, text in session.marks]
+        known += sorted({kind for kind in of_mark if kind and kind not in known})
+        ids = np.array([known.index(kind) if kind else -1 for kind in of_mark] + [-1])
+        at = np.searchsorted(begins, time, side="right") - 1
+        yield session.name, samples, time, bool(DATED[0] < time[0] < DATED[1]), (ids[at], known)
