@@ -57,15 +57,13 @@ def resample(time, samples, begin=None, steps=None):
     begin, steps = (own[0], steps_in(*own)) if begin is None else (begin, steps)
     samples, at = np.asarray(samples, np.float64), begin + (np.arange(steps) + 0.5) / RATE - time[0]
     time = time - time[0]
-    filled, values, lost = fill(time, samples)
-    middle = float(np.median(np.diff(filled)))
-    if _regular(filled, middle):
-        rate = (len(filled) - 1) / float(filled[-1])
-        if abs(rate / RATE - 1) < 1e-3 and abs(at[0]) < 1e-3 / RATE and steps == len(values):
-            return values
-        return low_pass(values, rate, at)
-    pieces = [_uneven(filled, values, lost, middle, at[first : first + PIECE]) for first in range(0, steps, PIECE)]
-    return np.concatenate(pieces) if pieces else values[:0]
+    middle = float(np.median(np.diff(time)))
+    if _regular(time, middle):
+        rate = (len(time) - 1) / float(time[-1])
+        if abs(rate / RATE - 1) < 1e-3 and abs(at[0]) < 1e-3 / RATE and steps == len(samples):
+            return samples
+        return low_pass(samples, rate, at)
+    return np.concatenate([samples[:0], *(_uneven(time, samples, at[k : k + PIECE]) for k in range(0, steps, PIECE))])
 
 
 def _regular(time, middle):
@@ -102,22 +100,28 @@ def fill(time, samples):
     return filled, values, (bridged, curve)
 
 
-def _uneven(time, samples, lost, middle, at):
-    """Irregular samples at the times `at` (s,): through a fine regular grid around them, then the filter."""
+def _uneven(time, samples, at):
+    """Samples that came irregularly, or were lost in part, at the times `at` (s,): filled in, then filtered."""
     from scipy.interpolate import CubicSpline, PchipInterpolator
 
     near = slice(max(0, np.searchsorted(time, at[0] - MARGIN) - 2), np.searchsorted(time, at[-1] + MARGIN) + 2)
-    time, samples = time[near], samples[near]
+    time, values, lost = fill(time[near], samples[near])
+    at, middle, rate = at - time[0], float(np.median(np.diff(time))), (len(time) - 1) / (time[-1] - time[0])
+    if _regular(time, middle):
+        place = at * rate
+        if abs(rate / RATE - 1) < 1e-3 and np.abs(place - np.round(place)).max() < 0.02 and place[-1] < len(time):
+            return values[np.round(place).astype(np.int64)]
+        return low_pass(values, rate, at)
     # A cubic spline follows the signal better, but swings between samples that nearly coincide.
     kind = CubicSpline if np.diff(time).min() > middle / 4 else PchipInterpolator
     fine = max(GRID, 1 / middle)
-    grid = time[0] + np.arange(int((time[-1] - time[0]) * fine + 1e-6) + 1) / fine
-    values = kind(time, samples, axis=0)(grid)
+    grid = np.arange(int((time[-1] - time[0]) * fine + 1e-6) + 1) / fine
+    values = kind(time - time[0], values, axis=0)(grid)
     if lost:
         bridged, curve = lost
-        here = np.flatnonzero(bridged(grid))
-        values[here] = curve(grid[here])
-    return low_pass(values, fine, at - time[0])
+        here = np.flatnonzero(bridged(time[0] + grid))
+        values[here] = curve(time[0] + grid[here])
+    return low_pass(values, fine, at)
 
 
 def low_pass(samples, rate, at):

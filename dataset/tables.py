@@ -4,6 +4,7 @@ CSV goes through polars: it reads hhar's 2.5 GB from a stream, block by block, i
 readers tried (benchmarks/prepare.py), straight out of a zip.
 """
 
+import csv
 import io
 
 import numpy as np
@@ -36,8 +37,8 @@ def read_table(source, name, columns, whole=False, separator=None):
     return table
 
 
-def header(source, name, separator=",", lines=1):
-    """The first `lines` lines of a CSV file, split into stripped cells."""
+def header(source, name, lines=1):
+    """The first `lines` lines of a CSV file, as stripped cells."""
     with source.open(name) as stream:
         rows = [stream.readline(1 << 20) for _ in range(lines)]
     try:
@@ -46,10 +47,10 @@ def header(source, name, separator=",", lines=1):
         raise UserError(f"{source.label}: {name} is not UTF-8 text: {error}") from error
     if not all(text):
         raise UserError(f"{source.label}: {name} is empty or lacks its header; fetch it again")
-    return [[cell.strip().strip('"').strip() for cell in row.split(separator)] for row in text]
+    return [[cell.strip() for cell in row] for row in csv.reader(text, skipinitialspace=True)]
 
 
-def read_csv(source, name, types, separator=",", skip=1):
+def read_csv(source, name, types, skip=1):
     """Columns of a CSV file: {key: array}, float64 or int64; for text (distinct values, each row's place among them).
 
     `types` maps a key to (index of the column, float, int or str); `skip` is the number of header lines.
@@ -62,7 +63,7 @@ def read_csv(source, name, types, separator=",", skip=1):
         content = stream.read().rstrip()
     if not content:
         raise UserError(f"{source.label}: {name} has no rows below its header; fetch it again")
-    return _columns(content, types, separator, f"{source.label}: {name}", skip)
+    return _columns(content, types, f"{source.label}: {name}", skip)
 
 
 def csv_blocks(source, name, types):
@@ -77,20 +78,20 @@ def csv_blocks(source, name, types):
             if len(rest) > BLOCK:
                 raise UserError(f"{where}, line {line + 1}: a line of more than {BLOCK >> 20} MB; is it a CSV file?")
             if content and end:
-                yield _columns(content, types, ",", where, line)
+                yield _columns(content, types, where, line)
                 line += content.count(b"\n")
         if rest.strip():
-            yield _columns(rest, types, ",", where, line)
+            yield _columns(rest, types, where, line)
         elif line == 1:
             raise UserError(f"{where} has no rows below its header; fetch it again")
 
 
-def _columns(content, types, separator, where, lines_before):
+def _columns(content, types, where, lines_before):
     import polars
 
     kinds = {float: polars.Float64, int: polars.Int64, str: polars.Categorical}
     # polars names the columns of a headerless file column_0, column_1, ... and gives the chosen ones in file order
-    options = {"has_header": False, "separator": separator, "columns": sorted({index for index, _ in types.values()})}
+    options = {"has_header": False, "columns": sorted({index for index, _ in types.values()})}
     schema = {f"column_{index}": kinds[kind] for index, kind in types.values()}
     try:
         frame = polars.read_csv(content, schema_overrides=schema, **options)
