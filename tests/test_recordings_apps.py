@@ -187,11 +187,10 @@ CASES = {  # app and variant: (files, number of its description, channels)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("packed", [False, True])
-def test_ready_descriptions(tmp_path, case, packed):
+def test_ready_descriptions(tmp_path, case):
     files, number, channels = CASES[case]
     app = case.partition(",")[0]
-    if packed:
+    if number % 2:
         source = zipped(tmp_path / "from app.zip", files)
     else:
         source = written(tmp_path / "day 1", files)
@@ -317,7 +316,7 @@ def test_what_look_describes_gives_right_windows(tmp_path, case):
     assert any("Hz" in line for line in lines) and any("with gravity" in line for line in lines)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case, (_, number, _) in CASES.items() if number in (1, 5)])
 def test_look_shows_a_known_apps_description(tmp_path, case):
     files, _, _ = CASES[case]
     folder = written(tmp_path / "raw", files)

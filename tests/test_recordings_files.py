@@ -170,6 +170,14 @@ def test_cells_that_are_no_number_are_losses(tmp_path):
     )
 
 
+def test_a_quotation_mark_left_open_takes_its_own_row_alone(tmp_path):
+    lines = plain(clock(30)).splitlines()
+    lines[700] = '"' + lines[700]
+    windows, notes = read(tmp_path, {"s.csv": "\n".join(lines) + "\n"})
+    assert_begin(windows.data, every(0, 30), near=(0.6, 0.2))
+    assert len(notes) == 1 and notes[0].endswith("s.csv, 1 rows")
+
+
 # ------------------------------------------------------------------------------------------------------- time
 
 

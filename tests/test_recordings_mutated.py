@@ -120,7 +120,7 @@ def test_mutated_files_of_apps(tmp_path):
     rng, ends = np.random.default_rng(7), {"windows": 0, "refused": 0}
     kinds = ("cut", "zeros", "half", "twice")
     for number, (case, (files, _, _)) in enumerate(CASES.items()):
-        for kind in (kinds[number % 4], kinds[(number + 1) % 4]):
+        for kind in kinds[number % 4 : number % 4 + 1]:
             name = sorted(name for name in files if len(files[name]) > 5000)[-1]
             content = files[name].encode()
             at = int(rng.integers(1000, len(content) - 2000))
@@ -141,7 +141,7 @@ def test_mutated_files_of_apps(tmp_path):
             except AssertionError as error:
                 raise AssertionError(f"{case}, {kind}: {error}") from error
             ends["windows"] += 1
-    assert ends["windows"] > 40, ends
+    assert ends["windows"] > 20, ends
 
 
 # ------------------------------------------------------------------------------------------------------- bad input

@@ -107,16 +107,16 @@ def test_one_row_a_sensor_event(tmp_path, late):
 
 def test_rows_that_carry_the_newest_sample_of_every_sensor(tmp_path):
     """A row an event: the other sensor's values stand there again, zeros before its first."""
-    t, w = clock(20, 100), clock(20, 40, start=0.033)
+    t, w = clock(20, 100), clock(18.4, 40, start=1.533)
     newest = np.searchsorted(w, t, side="right") - 1
     values = np.where((newest >= 0)[:, None], gyro(w[newest]), 0)
     spec = PLAIN | {"rows": "events"}
     text = table(NAMES, t, acc(t), values)
-    assert_begin(read(tmp_path, {"s.csv": text}, spec)[0].data, every(0, 19.9), near=(0.1, 0.15), within=0.07)
+    assert_begin(read(tmp_path, {"s.csv": text}, spec)[0].data, every(1.533, 19.9), near=(0.1, 0.15), within=0.07)
     own = table([*NAMES, "tg"], t, acc(t), values, np.where(newest >= 0, w[newest], -160_000))
     spec = PLAIN | {"rows": "newest", "gyro": PLAIN["gyro"] | {"time": {"column": "tg", "unit": "s"}}}
     spec |= {"acc": PLAIN["acc"] | {"time": PLAIN["time"]}}
-    assert_begin(read(tmp_path, {"s.csv": own}, spec)[0].data, every(0, 19.9), within=0.07)
+    assert_begin(read(tmp_path, {"s.csv": own}, spec)[0].data, every(1.533, 19.9), within=0.07)
 
 
 @pytest.mark.parametrize(("unit", "scale"), [("m/s2", 1), ("m/s²", 1), ("g", 1 / G), ("g/64", 64 / G)])
