@@ -171,7 +171,10 @@ def stretches(time, max_gap, where, notes):
     edges = np.concatenate([[0], np.flatnonzero(steps > limit + 1e-9) + 1, [len(time)]])
     found, said = [], Notes()
     for first, last in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        found += _fast_enough(time, first, last, where, said) if last - first > 2 else []
+        if last - first > 2:
+            found += _fast_enough(time, first, last, where, said)
+        else:
+            said.add("one or two samples between gaps, left out", f"{where}, {between(time[first], time[last - 1])}")
     if not found and bursts(steps):  # gaps lie between them
         notes.add(BURSTS, f"{where}, {between(time[0], time[-1])}{TO_SPREAD}")
         return []

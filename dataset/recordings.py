@@ -160,15 +160,15 @@ def _sessions_of(layout, tables, name, match, notes):
     label = main.texts(layout.label[1]) if layout.label and layout.label[0] == "column" else None
     marks = _marks(layout.label_file, tables.get("label"))
     breaks = np.array([time for time, _ in _marks(layout.breaks, tables.get("breaks"))])
-    if len(combos) > 1 and any(raw.table is not main for raw in raws):
+    held = range(1) if place is None else np.unique(place[raws[0].rows]).tolist()  # not that of blank lines
+    if len(held) > 1 and any(raw.table is not main for raw in raws):
         what = "holds several recordings, users or positions, and sensors in other files"
         raise UserError(f"{main.where} {what}: they can't be told apart there; mend {layout.where}")
-    held = range(1) if place is None else np.unique(place[raws[0].rows]).tolist()  # not that of blank lines
     for number, combo in ((i, combos[i]) for i in held):
         keys = {key: found[combo[i]] for i, (key, found) in enumerate(texts.items())}
-        called = "/".join(filter(None, (keys.pop("recording"), *(keys.values() if len(combos) > 1 else ()))))
+        called = "/".join(filter(None, (keys.pop("recording"), *(keys.values() if len(held) > 1 else ()))))
         mine = [raw if place is None else _only(raw, place == number) for raw in raws]
-        called = f"{name} {called}" if len(combos) > 1 else name
+        called = f"{name} {called}" if len(held) > 1 else name
         clocked = _clocked(layout, mine, notes)
         for again, streams in enumerate(clocked, 1):
             title = f"{called}, part {again}" if len(clocked) > 1 else called
@@ -356,7 +356,9 @@ class Part(NamedTuple):
 def parts_of(session, by_label, notes):
     """Yield the Parts of a Session: where all sensors were recorded; cut at each change of label if `by_label`."""
     layout = session.layout
-    if {s for stream in session.streams for s in stream.sensors} != set(layout.sensors):
+    there = {sensor.name for stream in session.streams for sensor in stream.sensors}
+    if missing := [sensor.name for sensor in layout.sensors if sensor.name not in there]:
+        notes.add("without all of its sensors, left out", f"{session.name}: no sample of {', '.join(missing)}")
         return
     marks = [(-np.inf, ""), *session.marks]
     change = [now for (_, before), (now, text) in pairwise(marks) if text != before and now > -np.inf]
