@@ -63,6 +63,9 @@ def open_source(path, limit, wanted):
     with contextlib.ExitStack() as stack:
         if path.is_dir():
             source = _folder(path)
+        elif path.is_file() and path.suffix.lower() in (".xls", ".xlsx", ".json", ".cwa", ".png", ".jpg"):
+            kinds = "a folder, a zip, or a table (.csv, .txt, .parquet, .npy, .npz, .mat)"
+            raise UserError(f"--raw {path}: {path.suffix} files are not read; give {kinds}")
         elif path.is_file() and (zipfile.is_zipfile(path) or not re.fullmatch(wanted, path.name)):
             source = _zip(stack, path, path, limit)
         elif path.is_file():  # one recording

@@ -206,10 +206,8 @@ class Layout:
             for column in sensor.columns:
                 key = column, sensor.file, sensor.where
                 if taken.setdefault(key, sensor.name) != sensor.name:
-                    other = f"one column ({column!r}) cannot serve {taken[key]} and {sensor.name}"
-                    self._fail(
-                        sensor.name, f"{other}: give each sensor its own 'file', or the rows that are its own, 'where'"
-                    )
+                    shared = f"names {column!r} too: a column cannot serve {taken[key]} and {sensor.name}"
+                    self._fail(sensor.name, f"{shared}; give each sensor its own 'file', or 'where', its own rows")
 
     def _sensor(self, value, key, units):
         self._object(value, key, {"columns", "unit", "file", "where", "time"})

@@ -35,6 +35,8 @@ def look(raw, figure=None):
 
     Raises UserError for what can't be opened. Nothing but the figure is written.
     """
+    if figure is not None and figure.suffix.lower() != ".png":
+        raise UserError(f"--figure {figure}: give a file name that ends with .png")
     with open_source(raw, LIMIT, TABLES) as source:
         names = [name for name in sorted(source.sizes) if formats.ending(name)]
         for name in sorted(source.sizes)[:40]:
@@ -268,8 +270,6 @@ def draw(session, path):
     """Draw a session's sensors over time into a PNG file."""
     from bookkeeping import plots
 
-    if not str(path).lower().endswith(".png"):
-        raise UserError(f"--figure {path}: give a file name that ends with .png")
     shown = [(stream, i, sensor) for stream in session.streams for i, sensor in enumerate(stream.sensors)]
     with plots.plt.rc_context(plots.STYLE):
         figure, axes = plots.plt.subplots(len(shown), 1, figsize=(11, 2.4 * len(shown)), sharex=True, squeeze=False)

@@ -77,8 +77,11 @@ def main(args):
     if args.look is not None:
         from dataset.look import look
 
-        for line in look(args.look, args.figure):
-            print(line)
+        try:
+            for line in look(args.look, args.figure):
+                print(line)
+        except UserError as error:
+            raise UserError(str(error).replace("--raw", "--look")) from error
         return {}
     if args.accept is not None:
         for problem in store.accept(args.accept):

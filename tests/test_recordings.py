@@ -292,7 +292,7 @@ def test_one_column_cannot_serve_two_sensors():
     from dataset.description import Layout
 
     for change, said in (
-        ({"gyro": PLAIN["gyro"] | {"columns": ["gx", "gy", "ax"]}}, "'ax'. cannot serve acc and gyro"),
+        ({"gyro": PLAIN["gyro"] | {"columns": ["gx", "gy", "ax"]}}, "'ax' too: a column cannot serve acc and gyro"),
         ({"gyro": PLAIN["gyro"] | {"columns": ["gx", "gx", "gy"]}}, "names one column twice"),
         ({"acc": PLAIN["acc"] | {"gravity": ["vx", "vy", "ax"]}}, "cannot serve acc and gravity"),
         ({"gyro": PLAIN["gyro"] | {"columns": ["gx", "gy", "ax "]}}, "cannot serve"),
