@@ -275,6 +275,11 @@ class Layout:
         return own, [pattern for pattern in others if pattern and pattern != own]
 
 
+def below(folder, names):
+    """Those of the paths that lie in a folder or further down in it; all for ""."""
+    return [name for name in names if name.startswith(folder + "/" * bool(folder))]
+
+
 def fits(pattern, name):
     """Whether a path is what a pattern means: * and ? as in a shell, * across folders, letters of either case."""
     return re.fullmatch(f"(.*/)?(?:{fnmatch.translate(pattern)})", name, re.IGNORECASE) is not None

@@ -28,6 +28,7 @@ SPELLINGS = {  # of units in files, by the unit as descriptions spell it
     "deg/s": ("deg/s", "d/s", "°/s", "dps"),
     **{unit: (unit,) for unit in SECONDS},
 }
+TABLES = f"(?i).*({'|'.join(map(re.escape, ENDINGS))})"
 UNITS = {spelling: unit.replace("µ", "u") for unit, spellings in SPELLINGS.items() for spelling in spellings}
 DATE = r"(?:(\d{1,4})[-/.](\d{1,2})[-/.](\d{1,4})[T ,]+)?(\d{1,2})[:.-](\d{1,2})[:.-](\d{1,2})(?:[.,:](\d{1,9}))?"
 DATE = rf"^\s*{DATE}\s*([AaPp][Mm])?\s*(?:UTC)?\s*(Z|[+-]\d{{2}}:?\d{{2}})?\s*$"
@@ -58,9 +59,7 @@ class Table:
         """The number (from 0) of the column that a name, a name with *, or a number from 1 means. Raises UserError."""
         if isinstance(reference, int):
             return reference - 1
-        found = [i for i, name in enumerate(self.names) if name == reference]
-        if not found and "*" in reference:
-            found = [i for i, name in enumerate(self.names) if fnmatch.fnmatchcase(name, reference)]
+        found = places(reference, self.names)
         if len(found) != 1:
             shown = ", ".join(self.names)[:200] or "columns without names"
             raise UserError(
@@ -120,6 +119,25 @@ class Table:
         if column.dtype.is_temporal():
             return column.cast(polars.Datetime("us")).dt.epoch("us").to_numpy() / 1e6
         return dates(column.cast(polars.String), clock.unit)
+
+
+def places(reference, names):
+    """Where among the columns' names those are that a name, or a name with * for any text, means."""
+    found = [i for i, name in enumerate(names) if name == reference]
+    if not found and "*" in reference:
+        found = [i for i, name in enumerate(names) if fnmatch.fnmatchcase(name, reference)]
+    return found
+
+
+def named_unit(name):
+    """The unit that ends a column's name in brackets, as the name spells it; None for none."""
+    bracket = re.search(r"[(\[]([^()\[\]]*(?:\([^()]*\))?)[)\]]\s*$", name)
+    return bracket and bracket[1]
+
+
+def known_unit(text):
+    """A unit as files spell it, as descriptions do; None for what is none of theirs."""
+    return UNITS.get((text or "").strip().lower())
 
 
 def _numbers(series):
@@ -247,7 +265,7 @@ def _names(lines, separators, wanted, skip, where):
     texts = [name for name in wanted if isinstance(name, str)]
 
     def held(names):
-        return sum(any(name == n or ("*" in name and fnmatch.fnmatchcase(n, name)) for n in names) for name in texts)
+        return sum(bool(places(name, names)) for name in texts)
 
     best = (0, None, None, None)
     for number, line in enumerate(lines[skip : skip + 100], skip):
@@ -302,9 +320,14 @@ def read(source, name, form, numbers, texts, units=None):
     return table
 
 
+def first_lines(source, name):
+    """The lines of a text file's first bytes."""
+    return lines_of(content_of(source, name, most=HEAD + 1))  # one more tells that the file goes on
+
+
 def has_rows(source, name):
     """Whether a text table has more than its header; it may have no byte."""
-    return len([line for line in lines_of(content_of(source, name, most=HEAD)) if line.strip()]) > 1
+    return len([line for line in first_lines(source, name) if line.strip()]) > 1
 
 
 def _after(content, lines):
@@ -328,9 +351,8 @@ def _units(table, lines, head, number, units):
     for reference, unit in units.items():
         i = table.find(reference)
         name = head.names[i] if i < len(head.names) else ""
-        bracket = re.search(r"[(\[]([^()\[\]]*(?:\([^()]*\))?)[)\]]\s*$", name)
-        for said in ([row[i]] if is_units and i < len(row) else []) + ([bracket[1]] if bracket else []):
-            known = UNITS.get(said.strip().lower())
+        for said in (row[i] if is_units and i < len(row) else None, named_unit(name)):
+            known = known_unit(said)
             if known and known != unit.replace("²", "2").replace("µ", "u") and not unit.startswith("g/"):
                 raise UserError(f"{table.where}: column {reference!r} is in {said} there, but described as {unit}")
 

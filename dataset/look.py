@@ -1,6 +1,8 @@
 """What a recording holds, before anything is made of it: files, columns, clocks, units at rest, and a description."""
 
+import functools
 import glob
+import json
 import posixpath
 import re
 
@@ -9,9 +11,10 @@ import numpy as np
 from bookkeeping.commands import UserError
 from dataset import apps, formats
 from dataset.archives import open_source
+from dataset.check import GYRO_HIGH, STILL, TOLERANCE
 from dataset.clocks import Notes, between
 from dataset.description import ACC, GYRO, SECONDS, Layout
-from dataset.recordings import LIMIT, TABLES, sessions
+from dataset.recordings import LIMIT, sessions
 from dataset.windows import GRAVITY
 
 AXES = re.compile(r"(?i)^(.*?)(?:(?<=\.)([123])|([xyz]))(\W.*|_CAL|)$")
@@ -26,8 +29,6 @@ TIME = re.compile(
 )
 SENSOR, ANDROID = re.compile(r"(?i)sensor|type"), {"1": "acc", "4": "gyro", "9": "gravity", "10": "other"}
 LABEL = re.compile(r"(?i)^(label|activity|class|what|gt|behaviou?r|activities)$")
-STILL = 0.04  # |acc| of a second varies by less than this share: at rest
-FASTEST = 20  # rad/s: a body turns slower in 99 of 100 samples
 
 
 def look(raw, figure=None):
@@ -37,7 +38,7 @@ def look(raw, figure=None):
     """
     if figure is not None and figure.suffix.lower() != ".png":
         raise UserError(f"--figure {figure}: give a file name that ends with .png")
-    with open_source(raw, LIMIT, TABLES) as source:
+    with open_source(raw, LIMIT, formats.TABLES) as source:
         names = [name for name in sorted(source.sizes) if formats.ending(name)]
         for name in sorted(source.sizes)[:40]:
             yield f"{name}: {source.sizes[name]:,} bytes{'' if name in names else ', of a kind that is not read'}"
@@ -60,16 +61,22 @@ def look(raw, figure=None):
         for layout, mine in chosen:
             if layout.spec != shown:
                 yield "description, to save as JSON and correct (docs/recordings.md):"
-                yield apps.written(_to_save(layout, source, mine, names))
+                yield _to_save(layout, source, mine, names)
                 shown = layout.spec
             yield from measured(source, mine, layout, figure if layout is chosen[0][0] else None)
 
 
 def _to_save(layout, source, mine, names):
-    """The description without `when`, that is, for these files alone: it names its table where others lie beside."""
-    spec = {key: value for key, value in layout.spec.items() if key != "when"}
-    own = {glob.escape(posixpath.basename(name)) for name in mine if apps.is_own(source, name, layout)}
-    return ({"files": own.pop()} if len(own) == 1 < len(names) and not layout.patterns()[0] else {}) | spec
+    """The description as JSON, one key a line, without `when`, that is, for these files alone.
+
+    It names its table where others lie beside.
+    """
+    spec, lines = layout.spec, functools.partial(formats.first_lines, source)
+    own = {glob.escape(posixpath.basename(name)) for name in mine if apps.is_own(lines, name, layout)}
+    if len(own) == 1 < len(names) and not layout.patterns()[0]:
+        spec = {"files": own.pop()} | spec
+    kept = [f"  {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in spec.items() if k != "when"]
+    return "{\n" + ",\n".join(kept) + "\n}"
 
 
 def columns_of(source, name):
@@ -78,7 +85,7 @@ def columns_of(source, name):
         table = formats.read(source, name, {}, [], [])
         series = [table.series[i] for i in range(len(table.names))]
         return table.names, [[str(s[i]) if i < len(s) else "" for s in series] for i in range(50)]
-    lines = formats.lines_of(formats.content_of(source, name, most=formats.HEAD))
+    lines = formats.first_lines(source, name)
     full = [line for line in lines if line.strip() and not line.strip('"').startswith("sep=")][:50]
     if not full:
         return [], []
@@ -195,15 +202,18 @@ def unit_of(kind, triple, head):
     """The unit that a column's name or else its first values tell."""
     columns, rows = head
     places = [column - 1 if isinstance(column, int) else columns.index(column) for column in triple]
-    bracket = re.search(r"[(\[]([^()\[\]]*(?:\([^()]*\))?)[)\]]\s*$", columns[places[0]])
-    known = formats.UNITS.get(bracket[1].strip().lower()) if bracket else None
+    known = formats.known_unit(formats.named_unit(columns[places[0]]))
     if known in (ACC if kind == "acc" else GYRO):
         return known
     cells = [[row[i].replace(",", ".") for i in places] for row in rows if len(row) > max(places)]
     values = [[float(x) for x in row] for row in cells if all(formats.is_number(x) for x in row)]
     if kind == "gyro" or not values:
         return "rad/s" if kind == "gyro" else "m/s2"
-    length = float(np.median(np.linalg.norm(values, axis=1)))
+    return acc_unit(float(np.median(np.linalg.norm(values, axis=1))))
+
+
+def acc_unit(length):
+    """The unit in which a length is nearest to gravity's."""
     return min(ACC, key=lambda unit: abs(np.log(max(length, 1e-9) * ACC[unit] / GRAVITY)))
 
 
@@ -249,7 +259,7 @@ def at_rest(sensor, values, rate, with_gravity):
         return f"{sensor.name}: too short to tell its unit"
     if sensor.name == "gyro":
         top, calm, doubt = np.quantile(length, 0.99), length.mean(1).min(), ""
-        if top * sensor.scale > FASTEST:
+        if top * sensor.scale > GYRO_HIGH:
             doubt = f"; more than a body turns: is it not in {sensor.unit}?"
         elif calm * sensor.scale > 1:
             doubt = "; it does not rest near 0: is it a rotation rate?"
@@ -260,8 +270,8 @@ def at_rest(sensor, values, rate, with_gravity):
     said += f"in {still.mean():.0%} of seconds, at rest" if still.any() else "in the median"
     if sensor.name != "acc" or not with_gravity:
         return said
-    fitting = min(ACC, key=lambda unit: abs(np.log(max(middle, 1e-9) * ACC[unit] / GRAVITY)))
-    if abs(middle * ACC[fitting] / GRAVITY - 1) > 0.15:
+    fitting = acc_unit(middle)
+    if abs(middle * ACC[fitting] / GRAVITY - 1) > TOLERANCE:
         return f"{said}; no unit makes that 9.8 m/s²: is it without gravity?"
     return f"{said}: in {fitting}, with gravity" + ("" if ACC[fitting] == sensor.scale else f", not {sensor.unit}")
 

@@ -18,12 +18,11 @@ from bookkeeping.commands import UserError
 from dataset import apps, clocks, formats
 from dataset.archives import open_source
 from dataset.clocks import Notes, between
-from dataset.description import SECONDS, Layout, Line, fits
+from dataset.description import SECONDS, Layout, Line, below, fits
 from dataset.resample import HIGHEST, LOWEST, extent, resample, steps_in
 from dataset.windows import RATE, STEPS, Windows, runs, window_starts
 
 LIMIT = 16 << 30  # bytes that an archive may unpack to
-TABLES = r"(?i).*\.(csv|tsv|txt|csv\.gz|tsv\.gz|txt\.gz|parquet|npy|npz|mat)"
 DATED = (9.4e8, 4.2e9)  # s since 1970 that are a date of 1999 to 2103; less counts from a start of its own
 LOST = 0.1  # share of a file's rows that may be unreadable
 
@@ -84,8 +83,7 @@ def _beside(layout, names, name, match, pattern, source):
     if kind == "path":
         near = [other for other in names if (m := layout.path.search(other)) and m[group] == match[group]]
     else:
-        folder = posixpath.dirname(name)
-        near = [other for other in names if other.startswith(folder + "/" * bool(folder))]
+        near = below(posixpath.dirname(name), names)
     found = [other for other in near if fits(pattern, other)]
     if kind != "path" and found:  # the folder's own before those further down
         least = min(other.count("/") for other in found)
@@ -174,10 +172,9 @@ def _sessions_of(layout, tables, name, match, notes):
             title = f"{called}, part {again}" if len(clocked) > 1 else called
             found = marks
             if label is not None:
-                found = _runs(label, next(s for s, _ in streams if layout.acc in s.sensors), streams)
+                found = _runs(label, *next(pair for pair in streams if layout.acc in pair[0].sensors))
             elif layout.label:
-                kind, value = layout.label
-                found = [(-np.inf, ((match[value] or "") if kind == "path" else value).strip())]
+                found = [(-np.inf, text_of(layout.label, match))]
             parts = [_stretched(layout, stream, title, notes) for stream, _ in streams]
             yield Session(title, keys, parts, found or [(-np.inf, "")], breaks, layout)
 
@@ -261,13 +258,11 @@ def _keys(layout, table, match):
     """(the recording that each row of the main file belongs to (n,), [the texts' places of each], {key: its texts})."""
     texts, places = {}, []
     for key, origin in ({"recording": layout.recording} | layout.columns).items():
-        kind, value = origin or ("value", "")
-        if kind == "column":
-            texts[key], at = table.texts(value)
+        if origin and origin[0] == "column":
+            texts[key], at = table.texts(origin[1])
             places.append(at)
         else:
-            text = (match[value] or "") if kind == "path" else value
-            texts[key] = [text.strip() if key != "recording" else ""]
+            texts[key] = ["" if key == "recording" else text_of(origin, match)]
             places.append(None)
     if all(at is None for at in places):
         return None, [[0] * len(places)], texts
@@ -275,6 +270,12 @@ def _keys(layout, table, match):
     table_of = np.stack([np.zeros(n, np.int64) if at is None else at for at in places], axis=1)
     combos, place = np.unique(table_of, axis=0, return_inverse=True)
     return place.ravel(), combos.tolist(), texts
+
+
+def text_of(origin, match):
+    """The text that the file's path, or the description itself, tells."""
+    kind, value = origin
+    return ((match[value] or "") if kind == "path" else value).strip()
 
 
 def _only(raw, mine):
@@ -323,10 +324,9 @@ def _stretched(layout, stream, name, notes):
     return stream._replace(parts=clocks.stretches(stream.time, layout.max_gap, where, notes))
 
 
-def _runs(label, acc, streams):
-    """The marks of a label column: where the text changes from row to row of the acceleration's."""
+def _runs(label, acc, rows):
+    """The marks of a label column: where the text changes from row to row of the acceleration's Stream."""
     texts, at = label
-    rows = next(rows for stream, rows in streams if stream is acc)
     first, _ = runs(at[rows])
     return [(acc.time[i] if i else -np.inf, texts[at[rows[i]]]) for i in first.tolist()]
 
@@ -362,18 +362,14 @@ def parts_of(session, by_label, notes):
         return
     marks = [(-np.inf, ""), *session.marks]
     change = [now for (_, before), (now, text) in pairwise(marks) if text != before and now > -np.inf]
-    edges = change if by_label else []
-    edges = np.unique(np.concatenate([session.breaks, np.array(edges, np.float64)]))
+    edges = np.unique([*session.breaks, *(change if by_label else [])])
     for rows in _common(session.streams, edges):
         cut = [(stream.time[a:b], stream.values[a:b]) for stream, (a, b) in zip(session.streams, rows, strict=True)]
         if min(len(time) for time, _ in cut) < 3:
             continue
-        label = session.marks[np.searchsorted([t for t, _ in session.marks], cut[0][0][0], side="right") - 1][1]
-        label = "" if cut[0][0][0] < session.marks[0][0] else label
-        begin, end = (
-            f(extents) for f, extents in zip((max, min), zip(*(extent(t) for t, _ in cut), strict=True), strict=True)
-        )
-        steps = steps_in(begin, end)
+        label = marks[np.searchsorted([begin for begin, _ in marks], cut[0][0][0], side="right") - 1][1]
+        begins, ends = zip(*(extent(time) for time, _ in cut), strict=True)
+        begin, steps = max(begins), steps_in(max(begins), min(ends))
         if steps < 1:
             continue
         alone = len(cut) == 1
@@ -419,7 +415,7 @@ def _channels(layout, streams, made):
 
 def _all(recordings, raw, notes):
     """Yield the Sessions of all files below `raw`: of a description (Layout), or of those that fit for "auto"."""
-    with open_source(raw, LIMIT, TABLES) as source:
+    with open_source(raw, LIMIT, formats.TABLES) as source:
         names, used = list(source.sizes), set()
         tables = [name for name in names if formats.ending(name)]
         chosen = [(recordings, tables)] if isinstance(recordings, Layout) else apps.choose(source, tables, notes)
