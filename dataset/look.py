@@ -14,7 +14,8 @@ from dataset.archives import open_source
 from dataset.check import GYRO_HIGH, STILL, TOLERANCE
 from dataset.clocks import Notes, between
 from dataset.description import ACC, GYRO, SECONDS, Layout
-from dataset.recordings import LIMIT, sessions
+from dataset.recordings import LIMIT
+from dataset.sessions import sessions
 from dataset.windows import GRAVITY
 
 AXES = re.compile(r"(?i)^(.*?)(?:(?<=\.)([123])|([xyz]))(\W.*|_CAL|)$")
