@@ -63,13 +63,12 @@ def open_source(path, limit, wanted):
     with contextlib.ExitStack() as stack:
         if path.is_dir():
             source = _folder(path)
-        elif path.is_file() and path.suffix.lower() in (".xls", ".xlsx", ".json", ".cwa", ".png", ".jpg"):
-            kinds = "a folder, a zip, or a table (.csv, .txt, .parquet, .npy, .npz, .mat)"
-            raise UserError(f"--raw {path}: {path.suffix} files are not read; give {kinds}")
-        elif path.is_file() and (zipfile.is_zipfile(path) or not re.fullmatch(wanted, path.name)):
+        elif path.is_file() and (zipfile.is_zipfile(path) or path.suffix.lower() == ".zip"):
             source = _zip(stack, path, path, limit)
-        elif path.is_file():  # one recording
+        elif path.is_file() and re.fullmatch(wanted, path.name):  # one recording
             source = Source(path.parent, {path.name: path.stat().st_size}, lambda name: open(path.parent / name, "rb"))
+        elif path.is_file():
+            raise UserError(f"--raw {path} is no whole zip archive, and no file that is read by itself; fetch it again")
         else:
             raise UserError(f"--raw {path}: there is no such file or folder")
         if not source.sizes:
