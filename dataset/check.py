@@ -22,9 +22,8 @@ CONSTANT = 0.01  # share of windows in which a channel may stand still (a short 
 CLIPPED = 0.002  # share of a channel's values that may sit exactly at its largest or smallest value
 KNOWN_COPIES = {"motion": motion.COPIES}
 GYRO_HIGH, GYRO_LOW = 20.0, 0.01  # rad/s: a body's 99th percentile is below, its median while moving above
-GYRO_REST = (
-    0.5  # rad/s: the median in still windows is below; in uci, motion, dsads, uschad 0.02 to 0.04, a user's 0.07
-)
+# rad/s, of the median in still windows: in uci, motion, dsads and uschad 0.02 to 0.04, a user's 0.07 at most
+GYRO_REST = 0.5
 FEW = 5  # still windows that say anything about a sensor
 
 
