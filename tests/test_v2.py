@@ -311,7 +311,7 @@ def test_members_are_independent_networks():
     x = torch.randn(3, 2, 18, 80, generator=generator(), requires_grad=True)
     network.eval()(x)[:, 0].sum().backward()
     assert x.grad[:, 0].abs().max() > 0 and x.grad[:, 1].abs().max() == 0
-    assert network.encode(x.flatten(1, 2)).shape == (3, 2 * 6, 40)
+    assert network.encode(x.flatten(1, 2)[:, :, None]).shape == (3, 2 * 6, 40)
 
 
 def test_a_prediction_is_the_members_mean_probability():

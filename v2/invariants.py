@@ -49,19 +49,18 @@ def dot(x, y):
 
 
 def cross(x, y):
-    """The vector product, written out: every runtime that a model may be exported to knows these operations."""
-    (a, b, c), (d, e, f) = x.unbind(-1), y.unbind(-1)
-    return torch.stack([b * f - c * e, c * d - a * f, a * e - b * d], -1)
+    return torch.linalg.cross(x, y)
 
 
 def unit(x, eps=1e-6):
     return x / (x.norm(dim=-1, keepdim=True) + eps)
 
 
-def slope(x):
-    """The rate of change of x (N, T, ...) per second by central differences, 0 at both ends."""
-    end = torch.zeros_like(x[:, :1])
-    return torch.cat([end, (x[:, 2:] - x[:, :-2]) * (RATE / 2), end], 1)
+def slope(x, time=1):
+    """The rate of change of x (N, T, ...) per second by central differences, 0 at both ends; `time` is its axis."""
+    T = x.shape[time]
+    end = torch.zeros_like(x.narrow(time, 0, 1))
+    return torch.cat([end, (x.narrow(time, 2, T - 2) - x.narrow(time, 0, T - 2)) * (RATE / 2), end], time)
 
 
 def fourier(T, frequencies):
@@ -76,18 +75,16 @@ def fourier(T, frequencies):
 
 def compose(p, q):
     """The rotation that does q first, then p."""
-    (a, b, c, d), (e, f, g, h) = p.unbind(-1), q.unbind(-1)
-    real = a * e - b * f - c * g - d * h
-    return torch.stack(
-        [real, a * f + b * e + c * h - d * g, a * g - b * h + c * e + d * f, a * h + b * g - c * f + d * e], -1
-    )
+    (a, u), (b, v) = p.split((1, 3), -1), q.split((1, 3), -1)
+    return torch.cat([a * b - dot(u, v)[..., None], a * v + b * u + cross(u, v)], -1)
 
 
 def turn(q, x, back=False):
     """Vectors x turned by the rotations q, or turned back."""
-    axis = -q[..., 1:] if back else q[..., 1:]
-    t = 2 * cross(axis, x)
-    return x + q[..., :1] * t + cross(axis, t)
+    real, axis = q.split((1, 3), -1)
+    axis = -axis if back else axis
+    t = cross(2 * axis, x)
+    return x + real * t + cross(axis, t)
 
 
 def rotation(r):
@@ -112,14 +109,14 @@ def attitude(w):
 # ----------------------------------------------------------------------------------------------------- channels
 
 
-def in_frame(moving, w, up):
-    """A frame's channels (N, T) by name: of acceleration without gravity, rotation rate (N, T, 3) and up (N, 1, 3)."""
+def in_frames(moving, w, up):
+    """The channels of frames (2, N, T) by name: of acceleration less gravity and rotation rate (2, N, T, 3), and up."""
     v, about_up = dot(moving, up), dot(w, up)
     horizontal, level = moving - v[..., None] * up, w - about_up[..., None] * up
     made = {"v": v, "h": horizontal.norm(dim=-1), "d": moving.norm(dim=-1)}
     made |= {"wv": about_up.abs(), "wh": level.norm(dim=-1)}
-    for phase, vertical in (("0", v), ("1", slope(v) / STEP)):
-        forward = unit((vertical[..., None] * horizontal).mean(1, keepdim=True), SMALL)
+    for phase, vertical in (("0", v), ("1", slope(v, 2) / STEP)):
+        forward = unit((vertical[..., None] * horizontal).mean(2, keepdim=True), SMALL)
         made |= {"f" + phase: dot(horizontal, forward), "p" + phase: dot(w, cross(up, forward))}
     return made
 
@@ -127,23 +124,22 @@ def in_frame(moving, w, up):
 def channels(x):
     """The channels of windows x (N, T, 6) in m/s^2 and rad/s: {name: (N, T)} in g and rad/s."""
     a, w = x[..., :3] / G, x[..., 3:]
-    gravity = a.mean(1, keepdim=True)
-    made = in_frame(a - gravity, w, unit(gravity))
+    steady = w - w.mean(1, keepdim=True)
+    turned = turn(attitude(steady)[None], torch.stack([a, steady]))
+    a = torch.stack([a, turned[0]])
+    gravity, time = a.mean(2, keepdim=True), torch.linspace(-1, 1, x.shape[1], device=x.device)[:, None]
+    drift = (turned[0] * time).mean(1, keepdim=True) / time.square().mean() * time
+    moving = a - gravity
+    made = in_frames(torch.stack([moving[0], moving[1] - drift]), torch.stack([w, turned[1]]), unit(gravity))
+    return {("", "t")[frame] + name: part[frame] for frame in (0, 1) for name, part in made.items()}
 
-    w = w - w.mean(1, keepdim=True)
-    q = attitude(w)
-    a, w = turn(q, a), turn(q, w)
-    gravity, time = a.mean(1, keepdim=True), torch.linspace(-1, 1, x.shape[1], device=x.device)[None, :, None]
-    drift = (a * time).mean(1, keepdim=True) / time.square().mean() * time
-    return made | {"t" + name: part for name, part in in_frame(a - gravity - drift, w, unit(gravity)).items()}
 
-
-def compress(y, scale):
-    """sign(y) log(1 + scale |y|): impacts of several g and the sway of a standing person on one scale."""
-    return y.sign() * torch.log1p(scale * y.abs())
+def compress(y):
+    """sign(y) log(1 + |y|): impacts of several g and the sway of a standing person on one scale."""
+    return torch.log1p(y.abs()).copysign(y)
 
 
 def represent(x, names=CHANNELS):
     """Windows x (N, T, 6) in m/s^2 and rad/s -> the named channels (N, C, T), the convolution's layout."""
     made = channels(x)
-    return torch.stack([compress(made[n], GYRO_SCALE if n.lstrip("t")[0] in "wp" else ACC_SCALE) for n in names], 1)
+    return compress(torch.stack([made[n] * (GYRO_SCALE if n.lstrip("t")[0] in "wp" else ACC_SCALE) for n in names], 1))

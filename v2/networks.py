@@ -17,8 +17,13 @@ SPECTRAL = (32, 64)  # features of the convolution over frequencies, and of the 
 
 
 def grouped(members, inside, out, kernel=1):
-    """A convolution for each member, (B, E * inside, T) -> (B, E * out, T); kernel 1 is a Linear per step."""
-    return nn.Conv1d(members * inside, members * out, kernel, padding=kernel // 2, groups=members)
+    """A convolution over time for each member, (B, E * inside, 1, T) -> (B, E * out, 1, T); 1: a Linear per step.
+
+    In two dimensions, because there channels may lie innermost: grouped, that takes half the time on a CPU, and on a GPU
+    a quarter (cuDNN takes Fourier transforms for the others' backward).
+    """
+    conv = nn.Conv2d(members * inside, members * out, (1, kernel), padding=(0, kernel // 2), groups=members)
+    return conv.to(memory_format=torch.channels_last)
 
 
 class Network(nn.Module):
@@ -34,7 +39,7 @@ class Network(nn.Module):
         E = self.members = cfg["members"]
         sizes, (narrow, wide) = [len(cfg["channels"]), *cfg["widths"]], SPECTRAL
         self.convs = nn.ModuleList(grouped(E, *pair, cfg["kernel"]) for pair in zip(sizes, sizes[1:], strict=False))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(E * out) for out in sizes[1:])
+        self.norms = nn.ModuleList(nn.BatchNorm2d(E * out) for out in sizes[1:])
         for conv in self.convs:
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
         self.over_frequencies = grouped(E, sizes[0], narrow, 3) if cfg["spectrum"] else None
@@ -43,13 +48,13 @@ class Network(nn.Module):
         self.head = grouped(E, sizes[-1] + wide * cfg["spectrum"], classes)
 
     def encode(self, x):
-        """Features (B, E * D, T / 4) of channels (B, E * C, T)."""
+        """Features (B, E * D, 1, T / 4) of channels (B, E * C, 1, T)."""
         for number, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = F.relu(norm(conv(F.max_pool1d(x, 2) if number else x)))
+            x = F.relu(norm(conv(F.max_pool2d(x, (1, 2)) if number else x)))
         return x
 
     def spectrum(self, x):
-        """Features (B, E, 64) of the amplitude spectrum of channels (B, E * C, T).
+        """Features (B, E, 64) of the amplitude spectrum of channels (B, E * C, 1, T).
 
         Two products with cosines and sines are the transform, in operations that every runtime has. Their window's sum
         is fixed, so that a wave has the same size in a long window as in a short one.
@@ -57,15 +62,15 @@ class Network(nn.Module):
         cosine, sine = fourier(x.shape[-1], torch.arange(FREQUENCIES, device=x.device) / POINTS)
         x = SIZE * (x - x.mean(-1, keepdim=True))
         size = ((x @ cosine).square() + (x @ sine).square() + 1e-12).sqrt()
-        h = F.max_pool1d(F.relu(self.over_frequencies(torch.log1p(size))), 2)
-        h = h.unflatten(1, (self.members, -1)).flatten(2).flatten(1)[..., None]  # (B, E * 32 * F / 2, 1)
-        return F.relu(self.spectral(h)).unflatten(1, (self.members, -1))[..., 0]
+        h = F.max_pool2d(F.relu(self.over_frequencies(torch.log1p(size))), (1, 2))
+        h = self.spectral(h.flatten(1)[..., None, None])  # of (B, E * 32 * F / 2, 1, 1)
+        return F.relu(h).unflatten(1, (self.members, -1))[..., 0, 0]
 
     def forward(self, x):
         if x.ndim == 3:
             x = x[:, None].expand(-1, self.members, -1, -1)
-        x = x.flatten(1, 2)
-        h = self.encode(x).mean(-1).unflatten(1, (self.members, -1))
+        x = x.flatten(1, 2)[:, :, None]
+        h = self.encode(x).mean((2, 3)).unflatten(1, (self.members, -1))
         if self.spectral:
             h = torch.cat([h, self.spectrum(x)], 2)
-        return self.head(self.dropout(h).flatten(1)[..., None]).unflatten(1, (self.members, -1))[..., 0]
+        return self.head(self.dropout(h).flatten(1)[..., None, None]).unflatten(1, (self.members, -1))[..., 0, 0]

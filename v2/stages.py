@@ -169,7 +169,7 @@ def fit(engine, network, lessons, config, resume, quiet):
     """Train the network on the lessons to the last step; the losses by round."""
     cfg, seed = config["model"], config["train"]["seed"]
     capturable = {"capturable": engine.device.type == "cuda"}
-    optimizer = utils.Adam(network.parameters(), lr=torch.zeros((), device=engine.device), **capturable)
+    optimizer = utils.Adam(network.parameters(), lr=torch.zeros((), device=engine.device), fused=True, **capturable)
     parts = {"network": network, "optimizer": optimizer, "lessons": lessons}
     first, _, history = resume.restore(parts, cfg["steps"], "steps")
     done, losses = sums = [torch.full((), float(n), device=engine.device) for n in (first, 0)]
