@@ -42,8 +42,6 @@ PHYSICS_KEYS = {
     "tempo": (listed(real(0.5, 2), "two tempos from 0.5 up to 2", 2, 2), REQUIRED),
     "moved": (SHARE, REQUIRED),
     "swing": (LENGTH, REQUIRED),
-    "pendulum": (LENGTH, REQUIRED),
-    "damping": (LENGTH, REQUIRED),
     "lever": (LENGTH, REQUIRED),
     "no_gyroscope": (SHARE, REQUIRED),
 }

@@ -19,8 +19,8 @@ SPECTRAL = (32, 64)  # features of the convolution over frequencies, and of the 
 def grouped(members, inside, out, kernel=1):
     """A convolution over time for each member, (B, E * inside, 1, T) -> (B, E * out, 1, T); 1: a Linear per step.
 
-    In two dimensions, because there channels may lie innermost: grouped, that takes half the time on a CPU, and on a GPU
-    a quarter (cuDNN takes Fourier transforms for the others' backward).
+    In two dimensions, because there channels may lie innermost: grouped, that takes half the time on a CPU, and a
+    quarter on a GPU, where cuDNN makes Fourier transforms of the others' backward.
     """
     conv = nn.Conv2d(members * inside, members * out, (1, kernel), padding=(0, kernel // 2), groups=members)
     return conv.to(memory_format=torch.channels_last)

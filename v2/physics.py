@@ -11,7 +11,6 @@ of an altered window. Randomness comes from PyTorch's default generator, so that
 import math
 
 import torch
-import torch.nn.functional as F
 
 from v2.invariants import RATE, attitude, compose, cross, dot, fourier, rotation, slope, turn, unit
 
@@ -35,15 +34,6 @@ def retime(x, steps, tempo, start):
     return torch.cat([y[..., :3], y[..., 3:] * tempo[..., None]], -1)
 
 
-def smooth(x, width, reach=6):
-    """x (N, T, C) through a Gaussian of `width` (N, 1, 1) steps, as tissue between the device and the bone acts."""
-    offsets = torch.arange(-reach, reach + 1, device=x.device)
-    weights = torch.exp(-0.5 * (offsets / width.clamp(min=1e-2)).square())  # (N, 1, 2 * reach + 1)
-    weights = weights / weights.sum(2, keepdim=True)
-    padded = F.pad(x.transpose(1, 2), (reach, reach), mode="replicate").transpose(1, 2)
-    return (padded.unfold(1, len(offsets), 1) * weights[:, None]).sum(3)
-
-
 def step_frequency(v):
     """The strongest frequency of vertical acceleration v (N, T) where steps are: (N,) Hz."""
     hertz = torch.arange(SLOWEST, FASTEST, RATE / 256, device=v.device)
@@ -51,20 +41,17 @@ def step_frequency(v):
     return hertz[((v @ cosine).square() + (v @ sine).square()).argmax(1)]
 
 
-def relocate(x, swing, phase, pendulum, damping):
-    """The window as another segment of the body would carry it: x (N, T, 6); the rest (N, 1, 1) each.
+def relocate(x, swing, phase):
+    """The window as another segment of the body would carry it: x (N, T, 6), the rest (N, 1, 1) each.
 
-    swing: the segment swings about the axis to the left of travel, by so many radians, once a stride (two steps), as
-    arms and legs do, and only as far as the person moves; pendulum: the device is so many metres below the joint of
-    that swing; damping: tissue between takes fast acceleration away (Gaussian, steps). Gravity stays what it is, and
-    is seen from the new attitude.
+    The segment swings about the axis to the left of travel, by `swing` radians, once a stride (two steps), as arms and
+    legs do, and only as far as the person moves. Gravity stays what it is, and is seen from the new attitude.
     """
     a, w = x[..., :3], x[..., 3:]
     q = attitude(w)
     fixed = turn(q, a)  # in a frame that does not rotate: the movement and gravity apart
     gravity = fixed.mean(1, keepdim=True)
-    up = unit(gravity)
-    moving = smooth(fixed - gravity, damping)
+    moving, up = fixed - gravity, unit(gravity)
     v = dot(moving, up)
     horizontal = moving - v[..., None] * up
     forward = unit((slope(v)[..., None] * horizontal).mean(1, keepdim=True))
@@ -74,10 +61,8 @@ def relocate(x, swing, phase, pendulum, damping):
     speed = math.pi * step_frequency(v)[:, None, None]  # rad/s of a stride
     at = speed * torch.arange(x.shape[1], device=x.device)[None, :, None] / RATE + phase
     angle, rate = swing * activity * torch.sin(at), swing * activity * speed * torch.cos(at)
-    tangent = cross(left, -up)
-    moving = moving + pendulum * (rate.square() * up - speed.square() * angle * tangent)
     there = compose(rotation(angle * left), q)
-    return torch.cat([turn(there, moving + gravity, back=True), w + turn(there, rate * left, back=True)], -1)
+    return torch.cat([turn(there, fixed, back=True), w + turn(there, rate * left, back=True)], -1)
 
 
 def shift(x, lever):
@@ -100,8 +85,6 @@ def augment(x, cfg):
 
     tempo = slow * (fast / slow) ** uniform()[:, 0]  # evenly on a logarithmic scale
     x = retime(x, L, tempo, uniform()[:, 0] * (T - 1 - (L - 1) * tempo))
-    on = happens(cfg["moved"])
-    swing, pendulum, damping = (on * uniform(cfg[key]) for key in ("swing", "pendulum", "damping"))
-    x = relocate(x, swing, uniform(2 * math.pi), pendulum, damping)
+    x = relocate(x, happens(cfg["moved"]) * uniform(cfg["swing"]), uniform(2 * math.pi))
     x = shift(x, happens(cfg["moved"]) * cfg["lever"] * torch.randn(N, 1, 3, device=x.device))
     return torch.cat([x[..., :3], x[..., 3:] * (1 - happens(cfg["no_gyroscope"]))], -1)
