@@ -22,7 +22,8 @@ CONFIDENCE = ("temperature", "ece_uncalibrated", "ece")
 NOTE = (
     "mean ± sample standard deviation over the runs (seeds); averages over pairs are taken within a run first. "
     "majority: the share of the target's most frequent class. own test part: windows of the source that were held out "
-    "(with split by copy, copies of them were not). –: not run. "
+    "(with split by copy, copies of them were not). –: not run. less the first: points of macro F1 that a variant has "
+    "more than the first one, paired by run, with its standard error. "
     "ECE: expected calibration error, 15 bins, with the temperature that was fitted on the source's validation part."
 )
 
@@ -96,6 +97,21 @@ class Results:
     def values(self, variant, rate, pairs, metric):
         """mean_over some (source, target) pairs."""
         return mean_over([self.found.get((variant, rate, *pair), {}) for pair in pairs], metric)
+
+    def difference(self, variant, rate):
+        """`-0.72 ± 0.34`: points of macro F1 less the first variant's, paired by run: mean over pairs, standard error.
+
+        Targets whose gyroscope was taken away count among the pairs where both variants were tested on them.
+        """
+        first, pairs = self.variants[0], self.pairs()
+        pairs = pairs + [p for p in bare(pairs) if all((v, rate, *p) in self.found for v in (first, variant))]
+        parts = [[self.found.get((v, rate, *pair), {}) for pair in pairs] for v in (variant, first)]
+        runs = sorted(set.intersection(*map(set, parts[0] + parts[1])))
+        if variant == first or len(runs) < 2:
+            return ""
+        ours, firsts = (mean_over([{run: part[run] for run in runs} for part in each], "f1_macro") for each in parts)
+        points = 100 * (ours - firsts)
+        return f"{points.mean():+.2f} ± {points.std(ddof=1) / len(runs) ** 0.5:.2f}"
 
     def majority(self, pairs):
         """The mean share of the targets' most frequent classes."""
@@ -185,15 +201,16 @@ def summary(results, variant, rate):
     by_source = [results.values(variant, rate, results.pairs(source), "accuracy") for source in results.sources]
     everything = [results.values(variant, rate, results.pairs(), metric) for metric in METRICS]
     own = results.values(variant, rate, [(source, None) for source in results.sources], "accuracy")
-    return [*map(spread, [*by_source, *everything, own]), results.runs(variant, rate, results.pairs())]
+    shown = map(spread, [*by_source, *everything, own])
+    return [*shown, results.difference(variant, rate), results.runs(variant, rate, results.pairs())]
 
 
 def variant_section(results, rates, title):
     """One row for each variant, or with several label rates for each variant and rate; the averages over targets."""
     header = ["variant", "label rate"] + [f"{source} → all" for source in results.sources]
-    header += ["all pairs", "all pairs, macro F1", "own test part", "runs"]
+    header += ["all pairs", "all pairs, macro F1", "own test part", "less the first", "runs"]
     shares = [f"{results.majority(results.pairs(source)):.3f}" for source in results.sources]
-    rows = [["most frequent class", "", *shares, f"{results.majority(results.pairs()):.3f}", "", "", ""]]
+    rows = [["most frequent class", "", *shares, f"{results.majority(results.pairs()):.3f}", "", "", "", ""]]
     ruled = {1}
     for variant in results.variants:
         mine = [r for r in rates if any(key[:2] == (variant, r) for key in results.found)]

@@ -108,6 +108,23 @@ def test_the_losses_and_representations_are_drawn(project):
     assert all(path.stat().st_size > 5000 for path in (project.folder / "results").glob("*.png"))
 
 
+def test_a_variants_difference_is_paired_by_run(made):
+    results, values = table.Results(made), {"full": (0.5, 0.6, 0.9), "copy": (0.45, 0.57, 0.88), "forest": (0.4,) * 3}
+    for (variant, *_, target), runs in results.found.items():
+        for run, value in zip(sorted(runs), values[variant], strict=True):
+            runs[run] = {"f1_macro": value + (target == "b") * 0.04}
+    assert results.difference("copy", 0.1) == "-3.33 ± 0.88"  # of -5, -3, -2
+    assert results.difference("full", 0.1) == ""
+    bare = {run: {"f1_macro": value - 1} for run, value in zip(sorted(runs), values["full"], strict=True)}
+    results.found["full", 0.1, "a", "b without gyroscope"] = bare
+    assert results.difference("copy", 0.1) == "-3.33 ± 0.88"  # which the other was not tested on
+    less = {run: {"f1_macro": row["f1_macro"] - 0.3} for run, row in bare.items()}
+    results.found["copy", 0.1, "a", "b without gyroscope"] = less
+    assert results.difference("copy", 0.1) == "-12.22 ± 0.59"  # a third of it -30
+    del results.found["forest", 0.1, "a", "b"][3433, 3433]
+    assert results.difference("forest", 0.1) == "-15.00 ± 5.00"  # of the two runs that both have
+
+
 def test_the_label_rate_shown_is_the_papers_or_else_the_largest(made, monkeypatch):
     assert table.Results(made).rate == 0.1
     monkeypatch.setattr(table, "RATE", 0.3)
