@@ -11,10 +11,11 @@ import functools
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from augment import take_steps
 from fast import classifier, graphs
-from models import merge_heads, nt_xent, split_heads
+from models import LayerNorm, merge_heads, nt_xent, split_heads
 from plain import Plain
 
 
@@ -92,7 +93,7 @@ def embed(embedding, x, positions=None):
     else:
         position = F.embedding(positions, embedding.pos_embed.weight) + beta
     W = (gamma[:, None] * W).T.to(dtype)
-    h = torch.baddbmm(position, x.to(dtype), W.expand(len(x), -1, -1))
+    h = torch.baddbmm(position.to(dtype), x.to(dtype), W.expand(len(x), -1, -1))
     return embedding.norm(h)
 
 
@@ -198,13 +199,22 @@ def in_bfloat16(*modules):
     """Copies of the modules that compute with the parameters rounded to bfloat16; gradients reach the originals.
 
     The weights stay float32, those are what the optimiser sees. All are cast in one piece: one kernel, not seventy.
+    LayerNorms compute in float32: on a CPU their backward would add up rows in bfloat16, and of 60 000 lose most.
     """
     copies = [copy.deepcopy(module) for module in modules]
     parameters = [parameter for module in modules for parameter in module.parameters()]
     flat = torch.cat([parameter.flatten() for parameter in parameters]).to(torch.bfloat16)
     pieces = iter(flat.split([parameter.numel() for parameter in parameters]))
     for module in (part for copied in copies for part in copied.modules()):
+        is_norm = isinstance(module, (LayerNorm, nn.LayerNorm))
         for name, parameter in list(module.named_parameters(recurse=False)):
             del module._parameters[name]
-            setattr(module, name, next(pieces).view_as(parameter))
+            piece = next(pieces).view_as(parameter)
+            setattr(module, name, piece.float() if is_norm else piece)
+        if is_norm:
+            module.forward = functools.partial(in_float32, module.forward)
     return copies
+
+
+def in_float32(forward, x):
+    return forward(x.float()).to(x.dtype)
