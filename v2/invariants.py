@@ -136,7 +136,7 @@ def channels(x):
 
 def compress(y):
     """sign(y) log(1 + |y|): impacts of several g and the sway of a standing person on one scale."""
-    return torch.log1p(y.abs()).copysign(y)
+    return y.sign() * torch.log1p(y.abs())
 
 
 def represent(x, names=CHANNELS):
