@@ -56,11 +56,10 @@ def unit(x, eps=1e-6):
     return x / (x.norm(dim=-1, keepdim=True) + eps)
 
 
-def slope(x, time=1):
-    """The rate of change of x (N, T, ...) per second by central differences, 0 at both ends; `time` is its axis."""
-    T = x.shape[time]
-    end = torch.zeros_like(x.narrow(time, 0, 1))
-    return torch.cat([end, (x.narrow(time, 2, T - 2) - x.narrow(time, 0, T - 2)) * (RATE / 2), end], time)
+def slope(x):
+    """The rate of change of x (N, T, ...) per second by central differences, 0 at both ends."""
+    end = torch.zeros_like(x[:, :1])
+    return torch.cat([end, (x[:, 2:] - x[:, :-2]) * (RATE / 2), end], 1)
 
 
 def fourier(T, frequencies):
@@ -109,14 +108,14 @@ def attitude(w):
 # ----------------------------------------------------------------------------------------------------- channels
 
 
-def in_frames(moving, w, up):
-    """The channels of frames (2, N, T) by name: of acceleration less gravity and rotation rate (2, N, T, 3), and up."""
+def in_frame(moving, w, up):
+    """A frame's channels (N, T) by name: of acceleration without gravity, rotation rate (N, T, 3) and up (N, 1, 3)."""
     v, about_up = dot(moving, up), dot(w, up)
     horizontal, level = moving - v[..., None] * up, w - about_up[..., None] * up
     made = {"v": v, "h": horizontal.norm(dim=-1), "d": moving.norm(dim=-1)}
     made |= {"wv": about_up.abs(), "wh": level.norm(dim=-1)}
-    for phase, vertical in (("0", v), ("1", slope(v, 2) / STEP)):
-        forward = unit((vertical[..., None] * horizontal).mean(2, keepdim=True), SMALL)
+    for phase, vertical in (("0", v), ("1", slope(v) / STEP)):
+        forward = unit((vertical[..., None] * horizontal).mean(1, keepdim=True), SMALL)
         made |= {"f" + phase: dot(horizontal, forward), "p" + phase: dot(w, cross(up, forward))}
     return made
 
@@ -125,13 +124,14 @@ def channels(x):
     """The channels of windows x (N, T, 6) in m/s^2 and rad/s: {name: (N, T)} in g and rad/s."""
     a, w = x[..., :3] / G, x[..., 3:]
     steady = w - w.mean(1, keepdim=True)
-    turned = turn(attitude(steady)[None], torch.stack([a, steady]))
-    a = torch.stack([a, turned[0]])
-    gravity, time = a.mean(2, keepdim=True), torch.linspace(-1, 1, x.shape[1], device=x.device)[:, None]
-    drift = (turned[0] * time).mean(1, keepdim=True) / time.square().mean() * time
-    moving = a - gravity
-    made = in_frames(torch.stack([moving[0], moving[1] - drift]), torch.stack([w, turned[1]]), unit(gravity))
-    return {("", "t")[frame] + name: part[frame] for frame in (0, 1) for name, part in made.items()}
+    turned, rate = turn(attitude(steady)[None], torch.stack([a, steady]))
+    a = torch.cat([a, turned])  # both frames at once, as twice as many windows
+    gravity, time = a.mean(1, keepdim=True), torch.linspace(-1, 1, x.shape[1], device=x.device)[:, None]
+    drift = (turned * time).mean(1, keepdim=True) / time.square().mean() * time
+    static, tracked = (a - gravity).unflatten(0, (2, -1))
+    made = in_frame(torch.cat([static, tracked - drift]), torch.cat([w, rate]), unit(gravity))
+    made = {name: both.unflatten(0, (2, -1)) for name, both in made.items()}
+    return {("", "t")[frame] + name: both[frame] for frame in (0, 1) for name, both in made.items()}
 
 
 def compress(y):
