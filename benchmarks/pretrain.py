@@ -37,6 +37,8 @@ from models import Classifier, MaskedModel, encode
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ("pretrain.py", "embedding.py", "classifier.py", "cross_dataset_test.py")
+BATCH = 512  # windows in a step, as in config/pretrain.json
+SIDE = 4096  # of the matrices whose product is the yardstick
 
 
 def get_args(argv=None):
@@ -64,7 +66,7 @@ def timed(fn, device, repeat=1):
 
 def limits(device):
     """What the device can do: FLOP/s of a large float32 (and bf16) product, bytes/s of a large copy."""
-    n = 4096 if device.type == "cpu" else 8192
+    n = SIDE if device.type == "cpu" else 2 * SIDE
     a = torch.randn(n, n, device=device)
     large = torch.empty(1 << (26 if device.type == "cpu" else 28), device=device)
     repeat = 1 if device.type == "cpu" else 10
@@ -81,11 +83,11 @@ def limits(device):
 
 
 def step_flops(both):
-    """Floating-point operations of one training step of 2 x 512 windows by the plain formulas, backward included."""
+    """Floating-point operations of one training step (two views a window) by the plain formulas, backward included."""
     T, C, D, F, M, P = 120, 6, 72, 144, 18, 100
     block = T * (C * D + 3 * D * D + 2 * T * D + D * D + 2 * D * F)
     head = (T + 1) * (D * P + 3 * P * P + 2 * (T + 1) * P + P * P + 2 * P * 64) if both else 0
-    return 3 * 2 * 1024 * (block + M * (D * D + D * C) + head)
+    return 3 * 2 * 2 * BATCH * (block + M * (D * D + D * C) + head)
 
 
 def load_copies(args, device):
@@ -103,7 +105,7 @@ def step_bytes(both):
     T, D, F, H, P = 120, 72, 144, 4, 100
     block = T * (11 * D + 2 * F + H * T)
     head = (T + 1) * (10 * P + 2 * 64 + H * (T + 1)) if both else 0
-    return 2 * 4 * 1024 * (block + head)
+    return 2 * 4 * 2 * BATCH * (block + head)
 
 
 def peak_memory(fn, device):
@@ -122,11 +124,11 @@ def peak_memory(fn, device):
 
 def make_step(engine, both, windows):
     """A function that trains one step on `windows` views, as pretrain.py does it."""
-    train = {"seed": 0, "batch_size": 512, "lr": 1e-3, "lambda1": 6, "lambda2": 1}
+    train = {"seed": 0, "batch_size": BATCH, "lr": 1e-3, "lambda1": 6, "lambda2": 1}
     mask = configs.read_config("config/mask.json", configs.MASK_KEYS)
     config = {"train": train, "mask": mask, "model": configs.read_encoder_config("v1")}
     device = engine.device
-    networks, _ = pretrain.make_networks(utils.Files("uci", "20_120"), config, device)
+    networks, _ = pretrain.make_networks(utils.Files("uci", "20_120"), config, device, repeat="")
     model, head, optimizer = networks.values()
     model.train(), head.train()
     views = InMemory(two_views(windows, make_generator(device, 0)))
@@ -145,7 +147,7 @@ def make_step(engine, both, windows):
 def measure_steps(device, windows, precisions, rounds, with_plain, bounds):
     """One row a half and precision: milliseconds a step on the plain and the fast path, their ratio, limits."""
     gpu, model_cfg = "cpu" if device.type == "cpu" else device.index, configs.read_encoder_config("v1")
-    a = torch.randn(4096, 4096, device=device)
+    a = torch.randn(SIDE, SIDE, device=device)
     rows = []
     for precision in precisions:
         for both in (False, True):
@@ -217,7 +219,7 @@ def measure_classifier(device, rows, rounds, precision="fp32", epochs=100, rate=
     B = 128
     h, y = torch.randn(B, 120, 72, device=device), torch.randint(4, (B,), device=device)
     held_out = torch.randn(256, 120, 72, device=device)
-    a = torch.randn(4096, 4096, device=device)
+    a = torch.randn(SIDE, SIDE, device=device)
     parts = {
         "step": lambda: classifier.train_epoch(engine, model, optimizer, h, y, [B], B, 1, generator),
         "validation": lambda: classifier.predict(model, held_out, engine.logits),
@@ -260,7 +262,7 @@ def main(args):
     precisions = args.precisions or everywhere
     bounds = limits(device)
     rows = measure_steps(device, training, precisions, args.rounds, not args.no_plain, bounds)
-    steps = len(training) // 512
+    steps = len(training) // BATCH
     schedule = {
         precision: sum(800 * steps * row["fast_ms"] / 1e3 for row in rows if row["precision"] == precision)
         for precision in precisions
