@@ -33,23 +33,30 @@ def read():
     return found
 
 
+def draw(axis, pairs):
+    """Bars in groups: of each pair the models that have a figure."""
+    width = 0.8 / len(MODELS)
+    for place, model in enumerate(MODELS):
+        rows = [(x, pairs[pair][model]) for x, pair in enumerate(pairs) if model in pairs[pair]]
+        at = [x + (place - (len(MODELS) - 1) / 2) * width for x, _ in rows]
+        values = [float(row["accuracy"]) for _, row in rows]
+        errors = [float(row["accuracy_sd"] or "nan") for _, row in rows]  # of the released code there is none
+        axis.bar(at, values, 0.92 * width, label=model, color=plots.COLOURS[place])
+        axis.errorbar(at, values, yerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        for x, value in zip(at, values, strict=True):
+            axis.text(x, 0.02, f"{value:.2f}", ha="center", fontsize=8, color="white")
+    axis.set_xticks(range(len(pairs)), [f"{source} → {target}" for source, target in pairs])
+    axis.set(ylabel="accuracy on the target", ylim=(0, 1)), axis.grid(False, axis="x")
+
+
 def main(args):
     pairs = read()
     with plt.rc_context(plots.STYLE):
-        figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
-        width = 0.8 / len(MODELS)
-        for place, model in enumerate(MODELS):
-            rows = [(x, pairs[pair][model]) for x, pair in enumerate(pairs) if model in pairs[pair]]
-            at = [x + (place - (len(MODELS) - 1) / 2) * width for x, _ in rows]
-            values = [float(row["accuracy"]) for _, row in rows]
-            errors = [float(row["accuracy_sd"] or "nan") for _, row in rows]  # of the forest only averages have one
-            axis.bar(at, values, 0.92 * width, label=model, color=plots.COLOURS[place])
-            axis.errorbar(at, values, yerr=errors, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-            for x, value in zip(at, values, strict=True):
-                axis.text(x, 0.02, f"{value:.2f}", ha="center", fontsize=8, color="white")
-        axis.set_xticks(range(len(pairs)), [f"{source} → {target}" for source, target in pairs])
-        axis.set(ylabel="accuracy on the target", ylim=(0, 1)), axis.grid(False, axis="x")
-        figure.legend(loc="outside upper center", ncols=len(MODELS))
+        figure, axes = plt.subplots(2, figsize=(10, 5.2), layout="constrained")
+        half = -(-len(pairs) // 2)
+        for axis, row in zip(axes, (list(pairs)[:half], list(pairs)[half:]), strict=True):
+            draw(axis, {pair: pairs[pair] for pair in row})
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MODELS))
         table = hashlib.sha256(TABLE.read_bytes()).hexdigest()
         path = plots.save(figure, TABLE.with_name("scores.png"), Source=table)
     print(f"{sum(map(len, pairs.values()))} figures of {len(pairs)} pairs in {path.relative_to(TABLE.parents[2])}")
